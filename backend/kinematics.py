@@ -1,0 +1,44 @@
+"""Kinematics shared by the solver, the writers and the metrics.
+
+Conventions: column vectors; a bone's matrix has its head as translation and its Y axis along head -> tail (as in
+Blender); `motion = bone_world @ inv(bone_rest)` takes a rest position to the posed one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def linear_blend_skinning(rest_vertices, weights, motion) -> np.ndarray:
+    """Posed vertices (V,3) float64 of one frame: sum_j weights[v,j] * motion[j] @ [rest, 1], motion (J,4,4)."""
+    rest = np.asarray(rest_vertices, dtype=np.float64)
+    blended = np.asarray(weights, dtype=np.float64) @ np.asarray(motion, np.float64)[:, :3].reshape(-1, 12)
+    blended = blended.reshape(-1, 3, 4)
+    return np.einsum("vij,vj->vi", blended[:, :, :3], rest) + blended[:, :, 3]
+
+
+def bone_frames(heads, tails) -> np.ndarray:
+    """Bone matrices (J,4,4) from heads and tails (J,3): Y along the bone, Z as close as possible to world up.
+
+    A bone within about 8 degrees of the vertical takes its Z from world -Y (the front of a character that faces -Y),
+    so that neighbouring bones of an upright limb get the same roll instead of a random one.
+    """
+    heads, tails = np.asarray(heads, np.float64), np.asarray(tails, np.float64)
+    along = tails - heads
+    length = np.linalg.norm(along, axis=1, keepdims=True)
+    y = np.where(length > 0, along / np.where(length > 0, length, 1), [0.0, 0.0, 1.0])
+    up = np.where(np.abs(y[:, 2:]) > 0.99, [0.0, -1.0, 0.0], [0.0, 0.0, 1.0])
+    x = np.cross(y, up)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    frames = np.tile(np.eye(4), (len(heads), 1, 1))
+    frames[:, :3, 0], frames[:, :3, 1], frames[:, :3, 2], frames[:, :3, 3] = x, y, np.cross(x, y), heads
+    return frames
+
+
+def world_bones(rig) -> tuple[np.ndarray, np.ndarray]:
+    """World bone matrices of a Rig: rest (J,4,4) and posed (F,J,4,4), both float64."""
+    rest = bone_frames(rig.skeleton.joints, rig.skeleton.tails)
+    posed = rig.motion @ rest
+    rest[:, :3, 3] += rig.origin
+    posed[:, :, :3, 3] += rig.origin
+    return rest, posed
