@@ -1,0 +1,65 @@
+"""Readers that need no Blender: a file or folder in, a MeshSequence out.
+
+One module per format; each has `read(path, ...)`. Everything that can be wrong with a file is a SprigError. What a
+reader needs beyond numpy (alembic3d) is imported when its format is read, so that the others work without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import stat
+from pathlib import Path
+
+from ..errors import SprigError
+from ..sequence import MeshSequence
+
+READERS = {  # suffix -> module of this package
+    ".npz": "npz",
+    ".abc": "alembic",
+    ".mdd": "point_cache",
+    ".pc2": "point_cache",
+    ".anime": "anime",
+    ".bin": "dymesh",
+}
+FOLDER_READER = "mesh_folder"
+NEEDS_REST = (".mdd", ".pc2")  # point caches hold positions alone; the faces come from another file
+UP_AXES = ("y", "z")
+
+
+def is_native(path) -> bool:
+    """Whether `read_sequence_file` is the reader for this path, by its suffix: no Blender is needed."""
+    path = Path(path)
+    return path.suffix.lower() in READERS or path.is_dir()
+
+
+def read_sequence_file(path, *, rest=None, fps: float | None = None, up: str | None = None) -> MeshSequence:
+    """Read an animated mesh from a file or a folder of frames.
+
+    rest: the mesh (.obj, .ply) that a point cache moves. fps and up ("y" or "z") win over what the file says; where
+    neither says anything they are 24 and z. Raises SprigError for everything that is wrong with the file.
+    """
+    path = Path(path)
+    if up is not None and up not in UP_AXES:
+        raise SprigError(f"The up axis is {up!r}; give y or z.")
+    suffix = path.suffix.lower()
+    try:
+        folder = stat.S_ISDIR(path.stat().st_mode)
+        if not folder and suffix not in READERS:
+            raise SprigError(
+                f"{path.name} has a suffix that is not read here; give one of {', '.join(READERS)} or a folder of meshes."
+            )
+        if not folder and not path.is_file():
+            raise SprigError(f"{path.name} is not a regular file; give a file or a folder of meshes.")
+        options = {"fps": fps, "up": up}
+        if not folder and suffix in NEEDS_REST:
+            if rest is None:
+                raise SprigError(f"{path.name} holds positions alone; name the mesh that it moves with --rest mesh.obj.")
+            options["rest"] = rest
+        elif rest is not None:
+            raise SprigError(f"--rest belongs to {' and '.join(NEEDS_REST)} files; leave it out for {path.name}.")
+        reader = importlib.import_module(f".{FOLDER_READER if folder else READERS[suffix]}", __name__)
+        return reader.read(path, **options)
+    except FileNotFoundError as error:
+        raise SprigError(f"{error.filename or path} does not exist; check the name.") from error
+    except OSError as error:
+        raise SprigError(f"{path} cannot be read ({error.strerror or error}); check the file and its permissions.") from error
