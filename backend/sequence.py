@@ -99,7 +99,7 @@ class MeshSequence:
         if vertices.ndim != 3 or vertices.shape[2:] != (3,) or 0 in vertices.shape:
             raise SprigError(f"vertices should have shape (frames, vertices, 3), shape is {vertices.shape}.")
         first = vertices[0].astype(np.float64)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             origin = (first.min(axis=0) + first.max(axis=0)) / 2
             origin = np.where(np.isfinite(origin), origin, 0.0)
             local = np.empty(vertices.shape, dtype=np.float32)

@@ -46,14 +46,16 @@ def read_sequence_file(path, *, rest=None, fps: float | None = None, up: str | N
         folder = stat.S_ISDIR(path.stat().st_mode)
         if not folder and suffix not in READERS:
             raise SprigError(
-                f"{path.name} has a suffix that is not read here; give one of {', '.join(READERS)} or a folder of meshes."
+                f"{path.name} is of a kind that is not read here; give {', '.join(READERS)} or a folder of meshes."
             )
         if not folder and not path.is_file():
             raise SprigError(f"{path.name} is not a regular file; give a file or a folder of meshes.")
         options = {"fps": fps, "up": up}
         if not folder and suffix in NEEDS_REST:
             if rest is None:
-                raise SprigError(f"{path.name} holds positions alone; name the mesh that it moves with --rest mesh.obj.")
+                raise SprigError(
+                    f"{path.name} holds positions alone; name the mesh that it moves with --rest mesh.obj."
+                )
             options["rest"] = rest
         elif rest is not None:
             raise SprigError(f"--rest belongs to {' and '.join(NEEDS_REST)} files; leave it out for {path.name}.")
@@ -62,4 +64,6 @@ def read_sequence_file(path, *, rest=None, fps: float | None = None, up: str | N
     except FileNotFoundError as error:
         raise SprigError(f"{error.filename or path} does not exist; check the name.") from error
     except OSError as error:
-        raise SprigError(f"{path} cannot be read ({error.strerror or error}); check the file and its permissions.") from error
+        raise SprigError(
+            f"{path} cannot be read ({error.strerror or error}); check the file and its permissions."
+        ) from error
