@@ -1,0 +1,473 @@
+"""From a Rig to Blender: an armature with named bones and keys, and a skinned copy of every source mesh.
+
+Choices a reader would question:
+* The armature stands at the world's origin when the character is near it (what engines expect of an export), and at the
+  rig's own origin otherwise, so that float32 coordinates stay small 10 km away. Its meshes sit exactly there too.
+* Keys are computed from the rest matrices that Blender made of our bones, read back, so that rounding in a bone's roll
+  changes nothing in the replay.
+* A custom property on the result's collection points to its objects and to the sources. Running again finds our result
+  by it, whatever the user has renamed, and what the user has added or duplicated is never touched.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import bpy
+import numpy as np
+from mathutils import Vector
+
+from ..backend.errors import SprigError
+from ..backend.kinematics import bone_frames
+from ..backend.rig import Rig
+from ..backend.sequence import MeshSequence
+from .compat import channels_for, new_curve
+from .skinned_mesh import copy_at_rest, pruned, write_vertex_groups
+
+MARK = "sprig_result"  # on our collection: {"objects": [...], "sources": [...]}
+MADE_FROM_SEQUENCE = "sprig_made_from_sequence"  # on meshes that stand in for a source that is no Blender object
+NEAR_ORIGIN = 3.0  # diagonals: closer to the world's origin float32 still resolves 1e-6 of the character
+SHORTEST_BONE = 1e-3  # diagonals; shorter could be neither seen nor picked, and its direction would be rounding noise
+SHORTEST_BONE_IN_BLENDER = 2e-6  # units: Blender deletes bones below 1e-6 on leaving Edit Mode
+TRANSLATION_TOLERANCE = 2e-6  # diagonals: a joint that moves less against its parent has float32 noise, not stretch
+RIGID_TOLERANCE = 1e-3  # largest entry of RᵀR - 1 that is still rounding in a rotation read from a float32 file
+SINGULAR = 1e-3  # blended matrices with a smaller determinant collapse space: no shape key can undo them
+
+
+@dataclass(frozen=True)
+class WrittenRig:
+    """What was added to the scene: meshes in object_id order, the frame number of the rest pose, frames per second."""
+
+    armature: bpy.types.Object
+    meshes: tuple[bpy.types.Object, ...]
+    action: bpy.types.Action
+    anchor_frame: int
+    fps: float
+
+    @property
+    def collection(self) -> bpy.types.Collection:
+        """The collection that holds the result."""
+        return next(c for c in bpy.data.collections if MARK in c and self.armature in list(c[MARK]["objects"]))
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A rig's geometry as float64 relative to the armature's location, which float32 represents exactly."""
+
+    location: np.ndarray  # (3,) world
+    frames: np.ndarray  # (J,4,4) rest matrices
+    lengths: np.ndarray  # (J,)
+    motion: np.ndarray  # (F,J,4,4)
+    rest_vertices: np.ndarray  # (V,3)
+    diagonal: float
+
+
+def write_armature(
+    context, rig: Rig, sources: list, object_id, *, corrective: MeshSequence | None = None
+) -> WrittenRig:
+    """Add the rig to the scene: armature, skinned copies of `sources`, action; the sources are kept and hidden.
+
+    sources: the objects that were read, in object_id order; object_id (V,): the source each vertex belongs to.
+    corrective: the sequence the rig was made from; what the bones leave over becomes one shape key per frame.
+    An earlier result for these sources is replaced. Scene range and frame rate are left alone. SprigError, and an
+    unchanged scene, when the objects no longer fit the rig.
+    """
+    object_id = np.asarray(object_id)
+    if len(object_id) != len(rig.rest_vertices) or object_id.max(initial=0) >= len(sources):
+        raise SprigError("The rig and the objects do not belong together; run the rigging again on these objects.")
+    if corrective is not None and corrective.vertices.shape[:2] != (len(rig.motion), len(rig.rest_vertices)):
+        raise SprigError("The corrective shape keys need the very sequence that the rig was made from.")
+    placed = _place(rig)
+    if context.mode != "OBJECT":
+        bpy.ops.object.mode_set(mode="OBJECT")
+    selection = list(context.selected_objects), context.view_layer.objects.active
+    collection = _new_collection(context, sources[0])
+    try:
+        armature = _make_armature(context, collection, placed)
+        names = _make_bones(context, armature, rig.skeleton, placed)
+        _describe_bones(armature, names, rig)
+        weights = pruned(rig.weights)
+        meshes = []
+        for k, source in enumerate(sources):
+            rows = object_id == k
+            meshes.append(
+                _make_skin(context, collection, armature, source, placed.rest_vertices[rows], weights[rows], names)
+            )
+        action = _write_action(armature, names, rig, placed)
+        if corrective is not None:
+            residual = _rest_space_residual(
+                placed, weights, corrective.vertices + (corrective.origin - placed.location)
+            )
+            for k, mesh in enumerate(meshes):
+                _write_corrective_keys(mesh, residual[:, object_id == k], rig.frame_numbers)
+    except BaseException:
+        _remove_collection(collection)
+        _select(context, *selection)
+        raise
+    remove_previous(context, sources)
+    collection[MARK] = {"objects": [armature, *meshes], "sources": list(sources)}
+    _name_result(sources, collection, armature, meshes, action)
+    for source in sources:
+        _hide(context, source)
+    _select(context, [armature], armature)
+    return WrittenRig(armature, tuple(meshes), action, int(rig.frame_numbers[rig.anchor]), rig.fps)
+
+
+def remove_previous(context, sources: list):
+    """Remove earlier results of ours made from any of these sources; other sources of theirs are shown again."""
+    for collection in list(bpy.data.collections):
+        made_from = list(collection[MARK]["sources"]) if MARK in collection else []
+        if any(source in sources for source in made_from):
+            _remove_collection(collection)
+            for source in made_from:
+                if source is not None and source not in sources:
+                    _show(context, source)
+
+
+def sources_of(thing) -> list:
+    """The source objects of our result that `thing` (its armature or one of its meshes) belongs to; else empty."""
+    for collection in bpy.data.collections:
+        if MARK in collection and thing in list(collection[MARK]["objects"]):
+            return [source for source in collection[MARK]["sources"] if source is not None]
+    return []
+
+
+def mesh_from_sequence(context, sequence: MeshSequence) -> list:
+    """Mesh objects for a sequence that came from a file without a scene, one for each object_id, at the first frame.
+
+    They have no animation and serve as sources of `write_armature`.
+    """
+    made = []
+    place = np.cumsum(np.ones(sequence.vertex_count, dtype=np.int64)) - 1
+    for k, name in enumerate(sequence.object_names):
+        rows = sequence.object_id == k
+        place[rows] = np.arange(rows.sum())
+        faces = place[sequence.faces[rows[sequence.faces[:, 0]]]]
+        mesh = bpy.data.meshes.new(name)
+        mesh.vertices.add(int(rows.sum()))
+        mesh.loops.add(faces.size)
+        mesh.polygons.add(len(faces))
+        mesh.attributes["position"].data.foreach_set("vector", sequence.vertices[0, rows].ravel())
+        mesh.loops.foreach_set("vertex_index", faces.astype(np.int32).ravel())
+        mesh.polygons.foreach_set("loop_start", np.arange(0, faces.size, 3, dtype=np.int32))
+        mesh.update(calc_edges=True)
+        mesh.validate()
+        mesh.shade_smooth()
+        source = bpy.data.objects.new(name, mesh)
+        source.location = sequence.origin
+        source[MADE_FROM_SEQUENCE] = True
+        context.scene.collection.objects.link(source)
+        made.append(source)
+    return made
+
+
+def evaluated_rmse(context, written: WrittenRig, sequence: MeshSequence) -> np.ndarray:
+    """RMSE (F,) per frame of what Blender evaluates, per cent of the anchor frame's diagonal (METRICS.md)."""
+    scene = context.scene
+    before = scene.frame_current, scene.frame_subframe
+    anchor = sequence.vertices[sequence.position_of(written.anchor_frame)].astype(np.float64)
+    diagonal = np.linalg.norm(np.ptp(anchor, axis=0))
+    rows = [np.flatnonzero(sequence.object_id == k) for k in range(len(written.meshes))]
+    squared = np.zeros(sequence.frame_count)
+    try:
+        with _without_refinement(written.meshes):
+            for f, number in enumerate(sequence.frame_numbers):
+                scene.frame_set(int(number))
+                depsgraph = context.evaluated_depsgraph_get()
+                for mesh, its_rows in zip(written.meshes, rows, strict=True):
+                    shape = evaluated_positions(mesh, depsgraph) - sequence.origin
+                    squared[f] += ((shape - sequence.vertices[f, its_rows]) ** 2).sum()
+    finally:
+        scene.frame_set(before[0], subframe=before[1])
+    return 100 / diagonal * np.sqrt(squared / sequence.vertex_count)
+
+
+def evaluated_positions(mesh, depsgraph) -> np.ndarray:
+    """World positions (V,3) float64 of a mesh object as the depsgraph evaluates it."""
+    evaluated = mesh.evaluated_get(depsgraph)
+    local = np.empty((len(evaluated.data.vertices), 3), dtype=np.float32)
+    evaluated.data.attributes["position"].data.foreach_get("vector", local.ravel())
+    world = np.array(evaluated.matrix_world)
+    return local.astype(np.float64) @ world[:3, :3].T + world[:3, 3]
+
+
+# --- placing -----------------------------------------------------------------------------------------------------
+
+
+def _place(rig: Rig) -> _Placed:
+    """Move the rig from its origin to a location that float32 holds exactly, and settle the bones' lengths."""
+    diagonal = float(np.linalg.norm(np.ptp(rig.rest_vertices.astype(np.float64), axis=0)))
+    near = np.linalg.norm(rig.origin) <= NEAR_ORIGIN * diagonal
+    location = np.zeros(3) if near else rig.origin.astype(np.float32).astype(np.float64)
+    shift = rig.origin - location
+    motion = rig.motion.copy()  # conjugated with the shift: x -> M (x - shift) + shift
+    motion[..., :3, 3] += shift - motion[..., :3, :3] @ shift
+    joints, tails = rig.skeleton.joints, rig.skeleton.tails
+    frames = bone_frames(joints, tails)
+    frames[:, :3, 3] += shift
+    shortest = max(SHORTEST_BONE * diagonal, SHORTEST_BONE_IN_BLENDER)
+    lengths = np.maximum(np.linalg.norm(tails - joints, axis=1), shortest)
+    return _Placed(location, frames, lengths, motion, rig.rest_vertices + shift, diagonal)
+
+
+# --- the steps, each in one mode ---------------------------------------------------------------------------------
+
+
+def _make_armature(context, collection, placed: _Placed):
+    data = bpy.data.armatures.new("SPRig")
+    data.display_type = "OCTAHEDRAL"
+    armature = bpy.data.objects.new("SPRig", data)
+    armature.location = placed.location
+    armature.show_in_front = True
+    collection.objects.link(armature)
+    return armature
+
+
+def _make_bones(context, armature, skeleton, placed: _Placed) -> list[str]:
+    """The bones in Edit Mode; returns their names in joint order (Blender may shorten one or make it unique)."""
+    names = []
+    with _edit_mode(context, armature):
+        bones = []
+        for j, parent in enumerate(skeleton.parents):
+            bone = armature.data.edit_bones.new(skeleton.names[j])
+            _, along, up, head = placed.frames[j, :3].T
+            bone.head = head
+            bone.tail = head + placed.lengths[j] * along
+            bone.align_roll(Vector(up))
+            bone.use_connect = False
+            if parent >= 0:
+                bone.parent = bones[parent]
+            bones.append(bone)
+            names.append(bone.name)
+    deform = armature.data.collections.new("Deform")
+    for name in names:
+        deform.assign(armature.data.bones[name])
+        armature.pose.bones[name].rotation_mode = "QUATERNION"
+    return names
+
+
+def _describe_bones(armature, names, rig: Rig):
+    """The motion's evidence for each bone, as custom properties that show in the bone's panel."""
+    for j, name in enumerate(names):
+        bone = armature.data.bones[name]
+        bone["sprig_seen_in_motion"] = bool(rig.seen_in_motion[j])
+        bone["sprig_rotation_range_deg"] = float(np.degrees(rig.rotation_range[j]))
+        if np.isfinite(rig.confidence[j]):
+            bone["sprig_confidence"] = float(rig.confidence[j])
+
+
+def _make_skin(context, collection, armature, source, rest_vertices, weights, names):
+    """The skinned copy of one source: at the armature, its child, with an Armature modifier before any refinement."""
+    mesh = copy_at_rest(context, source, rest_vertices, collection, source.name)
+    write_vertex_groups(mesh, weights, names)
+    mesh.parent = armature
+    modifier = mesh.modifiers.new("Armature", "ARMATURE")
+    modifier.object = armature
+    mesh.modifiers.move(len(mesh.modifiers) - 1, 0)
+    return mesh
+
+
+def _write_action(armature, names, rig: Rig, placed: _Placed):
+    """Quaternion keys on every bone; location keys on roots and on joints that translate against their parent."""
+    rest = np.array([armature.data.bones[name].matrix_local for name in names])
+    basis = _local_motion(rest, placed.motion, rig.skeleton.parents)
+    quaternions = _continuous(_rotation_to_quaternion(basis[..., :3, :3]))
+    moves = np.linalg.norm(basis[..., :3, 3], axis=-1).max(axis=0) > TRANSLATION_TOLERANCE * placed.diagonal
+    moves |= rig.skeleton.parents < 0
+    action = bpy.data.actions.new("SPRig")
+    channels = channels_for(action, armature)
+    for j, name in enumerate(names):
+        path = f'pose.bones["{bpy.utils.escape_identifier(name)}"].'
+        if moves[j]:
+            _write_curves(channels, path + "location", name, rig.frame_numbers, basis[:, j, :3, 3])
+        _write_curves(channels, path + "rotation_quaternion", name, rig.frame_numbers, quaternions[:, j])
+    return action
+
+
+def _local_motion(rest, motion, parents) -> np.ndarray:
+    """What Blender calls matrix_basis (F,J,4,4): rest_j⁻¹ · motion_parent⁻¹ · motion_j · rest_j."""
+    above = np.where((parents >= 0)[:, None, None], motion[:, parents], np.eye(4))
+    return np.linalg.inv(rest) @ np.linalg.inv(above) @ motion @ rest
+
+
+def _write_curves(channels, path: str, group: str, frames, values):
+    """One curve per column of values (F,C), linear between keys (every frame is a key unless the user chose a step)."""
+    items = bpy.types.Keyframe.bl_rna.properties["interpolation"].enum_items
+    handles = bpy.types.Keyframe.bl_rna.properties["handle_left_type"].enum_items
+    linear = np.full(len(frames), items["LINEAR"].value, dtype=np.int32)
+    automatic = np.full(len(frames), handles["AUTO_CLAMPED"].value, dtype=np.int32)  # for who makes them smooth later
+    keys = np.empty((len(frames), 2), dtype=np.float32)
+    keys[:, 0] = frames
+    for index in range(values.shape[1]):
+        curve = new_curve(channels, path, index, group)
+        curve.keyframe_points.add(len(frames))
+        keys[:, 1] = values[:, index]
+        curve.keyframe_points.foreach_set("co", keys.ravel())
+        curve.keyframe_points.foreach_set("interpolation", linear)
+        curve.keyframe_points.foreach_set("handle_left_type", automatic)
+        curve.keyframe_points.foreach_set("handle_right_type", automatic)
+        curve.update()
+
+
+def _rotation_to_quaternion(rotation) -> np.ndarray:
+    """Unit quaternions (...,4), w first, of rotation matrices (...,3,3); SprigError for matrices that scale or shear.
+
+    Shepperd's method: of the four ways to write q, take the one that divides by its largest component.
+    """
+    error = np.abs(np.swapaxes(rotation, -1, -2) @ rotation - np.eye(3)).max(initial=0.0)
+    if error > RIGID_TOLERANCE or (np.linalg.det(rotation) < 0).any():
+        raise SprigError("The rig's bones scale or shear, which bone rotations cannot replay; make the rig again.")
+    m = np.moveaxis(rotation, (-2, -1), (0, 1))
+    squares = 1 + np.stack([m[0, 0] + m[1, 1] + m[2, 2], m[0, 0] - m[1, 1] - m[2, 2],
+                            m[1, 1] - m[0, 0] - m[2, 2], m[2, 2] - m[0, 0] - m[1, 1]], axis=-1)  # fmt: skip
+    wx, wy, wz = m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1]
+    xy, xz, yz = m[1, 0] + m[0, 1], m[0, 2] + m[2, 0], m[2, 1] + m[1, 2]
+    products = np.stack([np.stack(row, axis=-1) for row in (
+        (squares[..., 0], wx, wy, wz), (wx, squares[..., 1], xy, xz),
+        (wy, xy, squares[..., 2], yz), (wz, xz, yz, squares[..., 3]))], axis=-2)  # fmt: skip
+    best = np.take_along_axis(products, squares.argmax(axis=-1)[..., None, None], axis=-2)[..., 0, :]
+    return best / np.linalg.norm(best, axis=-1, keepdims=True)
+
+
+def _continuous(quaternions) -> np.ndarray:
+    """The same rotations (F,J,4), signs chosen so that neighbouring frames interpolate the short way."""
+    dots = np.concatenate([quaternions[:1, :, 0], (quaternions[1:] * quaternions[:-1]).sum(axis=-1)])
+    return quaternions * np.cumprod(np.where(dots < 0, -1.0, 1.0), axis=0)[..., None]
+
+
+# --- corrective shape keys ---------------------------------------------------------------------------------------
+
+
+def _rest_space_residual(placed: _Placed, weights, targets) -> np.ndarray:
+    """What must be added to the rest shape (F,V,3) so that skinning hits targets (F,V,3): B⁻¹ (target - B rest).
+
+    B = sum_j w_j motion_j is the blended matrix of a vertex. Shape keys act before the armature, hence the inverse.
+    """
+    residual = np.empty(targets.shape)
+    for f, motion in enumerate(placed.motion):
+        blended = (weights @ motion[:, :3].reshape(-1, 12)).reshape(-1, 3, 4)
+        linear = blended[:, :, :3]
+        error = targets[f] - np.einsum("vij,vj->vi", linear, placed.rest_vertices) - blended[:, :, 3]
+        regular = np.abs(np.linalg.det(linear)) > SINGULAR
+        residual[f, regular] = np.linalg.solve(linear[regular], error[regular, :, None])[..., 0]
+        residual[f, ~regular] = np.einsum("vij,vj->vi", np.linalg.pinv(linear[~regular], rcond=0.1), error[~regular])
+    return residual
+
+
+def _write_corrective_keys(mesh, residual, frame_numbers):
+    """One relative shape key per frame, worth 1 at its frame and 0 at the keys beside it."""
+    mesh.shape_key_add(name="Basis")
+    rest = np.empty((len(mesh.data.vertices), 3), dtype=np.float32)
+    mesh.data.vertices.foreach_get("co", rest.ravel())
+    keys = mesh.data.shape_keys
+    action = bpy.data.actions.new(f"{mesh.name} Corrective")
+    channels = channels_for(action, keys)
+    for f, number in enumerate(frame_numbers):
+        block = mesh.shape_key_add(name=f"frame {number}", from_mix=False)
+        block.data.foreach_set("co", (rest + residual[f]).astype(np.float32).ravel())
+        near = slice(max(f - 1, 0), f + 2)
+        values = (np.arange(len(frame_numbers)) == f)[near, None].astype(np.float32)
+        path = f'key_blocks["{bpy.utils.escape_identifier(block.name)}"].value'
+        _write_curves(channels, path, "Corrective", frame_numbers[near], values)
+
+
+# --- scene housekeeping ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _edit_mode(context, active):
+    """Edit Mode on one object and no other; Object Mode again afterwards, whatever happens."""
+    _select(context, [active], active)
+    bpy.ops.object.mode_set(mode="EDIT")
+    try:
+        yield
+    finally:
+        bpy.ops.object.mode_set(mode="OBJECT")
+
+
+@contextmanager
+def _without_refinement(meshes):
+    """Show the meshes without the modifiers after the armature, which may change the vertex count."""
+    shown = [m for mesh in meshes for m in mesh.modifiers if m.type != "ARMATURE" and m.show_viewport]
+    for modifier in shown:
+        modifier.show_viewport = False
+    try:
+        yield
+    finally:
+        for modifier in shown:
+            modifier.show_viewport = True
+
+
+def _select(context, objects, active):
+    for other in context.selected_objects:
+        other.select_set(False)
+    for chosen in objects:
+        chosen.select_set(True)
+    context.view_layer.objects.active = active
+
+
+def _new_collection(context, source):
+    """An empty collection beside the source's own, or in the scene's where that one is hidden, excluded or linked."""
+    collection = bpy.data.collections.new("SPRig")
+    _visible_parent(context.view_layer.layer_collection, source, context.scene).children.link(collection)
+    return collection
+
+
+def _visible_parent(layer, source, scene):
+    """The collection in which the source's collection lies, when everything in it can be seen and edited."""
+    for child in layer.children:
+        if child.is_visible and child.collection.library is None and child.collection.override_library is None:
+            if source.name in child.collection.objects and child.collection.objects[source.name] == source:
+                return layer.collection
+            found = _visible_parent(child, source, scene)
+            if found != scene.collection:
+                return found
+    return scene.collection
+
+
+def _name_result(sources, collection, armature, meshes, action):
+    """Names that say what each thing is; given last, when an earlier result no longer holds them."""
+    name = sources[0].name
+    collection.name = f"SPRig {name}"
+    armature.name = armature.data.name = f"{name} Rig"
+    action.name = f"{name} Motion"
+    for source, mesh in zip(sources, meshes, strict=True):
+        mesh.name = mesh.data.name = f"{source.name} Skin"
+
+
+def _in_view_layer(context, thing) -> bool:
+    return thing.name in context.view_layer.objects and context.view_layer.objects[thing.name] == thing
+
+
+def _hide(context, source):
+    """Hide with the eye icon, so that one click compares it with the result, and in renders."""
+    source.hide_render = True
+    if _in_view_layer(context, source):
+        source.hide_set(True)
+
+
+def _show(context, source):
+    source.hide_render = False
+    if _in_view_layer(context, source):
+        source.hide_set(False)
+
+
+def _remove_collection(collection):
+    """Remove our objects and their data; the collection goes too unless the user has put something into it."""
+    ours = [o for o in collection[MARK]["objects"] if o is not None] if MARK in collection else list(collection.objects)
+    actions, data = set(), set()
+    for thing in ours:
+        keys = getattr(thing.data, "shape_keys", None)
+        for animated in (thing, keys):
+            if animated is not None and animated.animation_data and animated.animation_data.action:
+                actions.add(animated.animation_data.action)
+        data.add(thing.data)
+    for thing in ours:
+        bpy.data.objects.remove(thing)
+    bpy.data.batch_remove([block for block in data if block.users == 0])
+    bpy.data.batch_remove([action for action in actions if action.users == 0])
+    if collection.objects or collection.children:
+        del collection[MARK]
+    else:
+        bpy.data.collections.remove(collection)
