@@ -1,0 +1,97 @@
+"""The report of one run as plain JSON: what went in, what was made, how well it replays, what it cost.
+
+Frames are named by their *numbers* (the scene's, or 1, 2, … where a file has none), never by position; lengths are in
+scene units, world axes, Z up; errors are in per cent of the anchor frame's bounding-box diagonal (METRICS.md).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+
+from .rig import Rig
+
+SCHEMA = "sprig-report-1"  # raised whenever a key changes its name, unit or meaning
+MEBIBYTE = 1024 * 1024
+
+
+def version() -> str:
+    """SPRig's version, from the one file that both the wheel and the Blender extension carry."""
+    manifest = Path(__file__).resolve().parents[1] / "blender_manifest.toml"
+    return tomllib.loads(manifest.read_text(encoding="utf-8"))["version"]
+
+
+def rig_report(
+    rig: Rig,
+    *,
+    source: str,
+    object_names,
+    influences: int,
+    seconds: dict[str, float] | None = None,
+    warnings=(),
+    peak_memory: float | None = None,
+) -> dict:
+    """Describe a finished rig in JSON types.
+
+    source: the input as the user named it; object_names: the meshes that the rig moves; influences: how many joints
+    could move one vertex; seconds: wall time of stages around the rigging (reading, writing), beside the rig's own;
+    warnings: sentences beside the rig's own; peak_memory: MiB beyond the imports (`peak_memory_mb`), None if unknown.
+    """
+    skeleton, numbers = rig.skeleton, rig.frame_numbers
+    return {
+        "schema": SCHEMA,
+        "sprig_version": version(),
+        "input": str(source),
+        "object": ", ".join(object_names),
+        "vertices": len(rig.rest_vertices),
+        "faces": len(rig.faces),
+        "frames": len(numbers),
+        "fps": float(rig.fps),
+        "anchor_frame": int(numbers[rig.anchor]),
+        "skeleton_source": rig.provenance["skeleton_source"],
+        "checkpoints": rig.provenance.get("checkpoints", {}),
+        "device": rig.provenance["device"],
+        "seed": int(rig.provenance["seed"]),
+        "influences": int(influences),
+        "joints": [
+            {
+                "name": name,
+                "parent": skeleton.names[skeleton.parents[j]] if skeleton.parents[j] >= 0 else None,
+                "head": (skeleton.joints[j] + rig.origin).tolist(),
+                "tail": (skeleton.tails[j] + rig.origin).tolist(),
+                "rotation_range_deg": float(np.degrees(rig.rotation_range[j])),
+                "seen_in_motion": bool(rig.seen_in_motion[j]),
+                # Motion alone has nothing to say about confidence: JSON has no NaN, so that is null.
+                "confidence": float(rig.confidence[j]) if np.isfinite(rig.confidence[j]) else None,
+            }
+            for j, name in enumerate(skeleton.names)
+        ],
+        "rmse_percent": rig.rmse,
+        "rmse_percent_per_frame": rig.rmse_per_frame.tolist(),
+        "worst_frame": int(numbers[rig.worst_frame]),
+        "seconds": {stage: float(spent) for stage, spent in {**(seconds or {}), **rig.seconds}.items()},
+        "peak_memory_mb": peak_memory,
+        "warnings": list(dict.fromkeys([*warnings, *rig.warnings])),
+    }
+
+
+def write_report(path, report: dict) -> None:
+    """Write a report as indented UTF-8 JSON; raises OSError."""
+    Path(path).write_text(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def peak_memory_mb() -> float | None:
+    """Largest resident set of this process so far in MiB; None on Windows, whose Python cannot say.
+
+    It never falls, so "minus that of the imports" (METRICS.md) is the difference to its value after the imports.
+    """
+    if sys.platform == "win32":
+        return None
+    import resource  # not there on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / MEBIBYTE if sys.platform == "darwin" else peak * 1024 / MEBIBYTE  # bytes there, KiB elsewhere
