@@ -1,0 +1,394 @@
+"""torch and scipy inside Blender: are they there, and putting them there when the user asks for it.
+
+Blender brings numpy only. The rest goes into the extension's own user folder (Blender keeps it across upgrades and
+removes it with the extension), into a sub-folder named after the Python version, so that a Blender with another Python
+finds "Missing" instead of crashing on it. That folder, or one the user names, is appended to sys.path: appended, so
+that Blender's numpy stays the first. This is the only place that touches sys.path.
+
+Nothing is imported to find out what is there: enabling the add-on has to be quick and must not fail. An installation
+is made under another name, tried in a Python of its own and only then renamed, so a cancelled or failed one leaves
+nothing behind.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import bpy
+
+from ..backend.errors import SprigError, no_progress
+from .pinned_wheels import PINNED, Wheel, this_machine
+
+REQUIRED = {"torch": (2, 6), "scipy": (1, 11)}  # what the backend imports, and the oldest versions it works with
+PYTHON_TAG = f"py{sys.version_info.major}{sys.version_info.minor}"
+RAW_PROGRESS_PIP = (24, 1)  # the first pip that can report its progress for programs
+CHILD_POLL = 0.2  # seconds between two looks at a child process: how late a cancel may come
+PIP_SHARE = 0.9  # of an installation's progress; the rest is trying out the result
+TRIAL = "import importlib, sys; sys.path.insert(0, sys.argv[1]); [importlib.import_module(m) for m in sys.argv[2:]]"
+
+
+class State(enum.Enum):
+    MISSING = "Missing"
+    READY = "Ready"
+    BROKEN = "Broken"
+
+
+@dataclass(frozen=True)
+class Library:
+    """One library as it is found now. detail: its version, or why it is broken."""
+
+    name: str
+    state: State
+    detail: str
+
+
+# ---- what is there
+
+
+@cache
+def libraries() -> tuple[Library, ...]:
+    """numpy and the libraries that SPRig needs besides; looked up once, until `look_again`."""
+    return (_look_up("numpy", (1, 26)), *(_look_up(name, oldest) for name, oldest in REQUIRED.items()))
+
+
+def look_again() -> None:
+    """Forget what was found; folders have changed."""
+    importlib.invalidate_caches()
+    libraries.cache_clear()
+
+
+def ready() -> bool:
+    """Whether everything needed for rigging seems to be there."""
+    return all(library.state is State.READY for library in libraries())
+
+
+def what_is_wrong() -> str:
+    """One sentence on the libraries that are missing or broken, for buttons that cannot work without them."""
+    missing = [library.name for library in libraries() if library.state is State.MISSING]
+    if missing:
+        return f"SPRig needs {' and '.join(missing)}; install the libraries in the SPRig panel or the preferences"
+    broken = next(library for library in libraries() if library.state is State.BROKEN)
+    return f"{broken.name} does not work ({broken.detail}); repair the libraries in the SPRig panel or the preferences"
+
+
+def load() -> None:
+    """Import torch; SprigError when it is missing or will not load. Takes seconds the first time."""
+    if not ready():
+        raise SprigError(what_is_wrong() + ".")
+    try:
+        importlib.import_module("torch")
+    except (ImportError, OSError) as error:  # a missing DLL or shared library is an OSError
+        _will_not_load["torch"] = _first_line(str(error))
+        look_again()
+        raise SprigError(what_is_wrong() + ".") from error
+
+
+_will_not_load: dict[str, str] = {}  # libraries that are there but could not be imported in this session, and why
+
+
+def _look_up(name: str, oldest: tuple[int, int]) -> Library:
+    spec = importlib.util.find_spec(name)
+    # A library that was uninstalled while it was loaded still has its spec.
+    if spec is None or spec.origin is None or not Path(spec.origin).exists():
+        return Library(name, State.MISSING, "")
+    if name in _will_not_load:
+        return Library(name, State.BROKEN, _will_not_load[name])
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return Library(name, State.BROKEN, "its version is unknown, so the installation is incomplete")
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    if numbers < oldest:
+        return Library(name, State.BROKEN, f"{version} is too old, {'.'.join(map(str, oldest))} or later is needed")
+    return Library(name, State.READY, version)
+
+
+# ---- where it is
+
+_own_root: Path | None = None  # the extension's user folder; None when SPRig is not installed as an extension
+_on_path: Path | None = None  # the folder that this module appended to sys.path
+
+
+def register(package: str) -> None:
+    """Remember the extension's user folder and finish removals that were not possible while Blender ran."""
+    global _own_root
+    # Outside an extension repository (tests of parts, `pip install`) there is no such folder and no need for one.
+    _own_root = Path(bpy.utils.extension_path_user(package)) if package.startswith("bl_ext.") else None
+    _will_not_load.clear()
+    _finish_removals()
+
+
+def unregister() -> None:
+    """Take our folder off sys.path again."""
+    use_folder(None)
+
+
+def own_folder() -> Path | None:
+    """Where our installation for this Python is, or would be."""
+    return _own_root / f"{PYTHON_TAG}-cpu" if _own_root else None
+
+
+def is_installed() -> bool:
+    """Whether the libraries were installed by us."""
+    folder = own_folder()
+    return folder is not None and folder.is_dir() and not _removal_mark(folder).exists()
+
+
+def use_folder(chosen: str | None) -> None:
+    """Put a folder at the end of sys.path: the user's own, or our installation when that is ""; None takes it off."""
+    global _on_path
+    path = sys.path  # noqa: TID251 - the one place that edits it, see above
+    if _on_path is not None and str(_on_path) in path:
+        path.remove(str(_on_path))
+    _on_path = None
+    if chosen:
+        _on_path = Path(chosen)
+    elif chosen is not None and is_installed():
+        _on_path = own_folder()
+    if _on_path is not None:
+        path.append(str(_on_path))
+    look_again()
+
+
+# ---- installing
+
+
+def download_size(wheels: Iterable[Wheel] = PINNED) -> float:
+    """MB to download, roughly."""
+    return sum(wheel.megabytes for wheel in wheels)
+
+
+def install(folder: Path, wheel_folder: Path | None = None, progress: Callable = no_progress, wheels=PINNED) -> None:
+    """Install `wheels` into `folder`, replacing what is there; blocking, for a worker thread.
+
+    wheel_folder: take them from there and use no network (their hashes are then the user's business). A failed or
+    cancelled installation (`progress` raises Cancelled) leaves everything as it was. Raises SprigError.
+    """
+    if wheel_folder is None:
+        _refuse_without_build(wheels)
+    making, previous = folder.with_suffix(".tmp"), folder.with_suffix(".old")
+    progress(0.0, "Preparing")
+    try:
+        for leftover in (making, previous):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        making.mkdir(parents=True)
+        _install_into(making, wheel_folder, progress, wheels)
+        progress(PIP_SHARE, "Trying the libraries")
+        trial = [sys.executable, "-I", "-c", TRIAL, str(making), *(wheel.module for wheel in wheels)]
+        status, output = _run(trial, lambda _line: progress(PIP_SHARE, "Trying the libraries"))
+        if status:
+            raise SprigError(
+                f"The libraries were installed but do not load here ({_last_line(output)}); nothing was kept. "
+                "Update your system's runtime libraries, or choose a folder with a torch that works."
+            )
+        _put_in_place(making, folder, previous)
+        _removal_mark(folder).unlink(missing_ok=True)
+    except OSError as error:
+        raise SprigError(
+            f"The libraries cannot be written to {folder} ({error.strerror or error}); "
+            "free some space or restart Blender, and install again."
+        ) from error
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+        shutil.rmtree(previous, ignore_errors=True)
+
+
+def _put_in_place(making: Path, folder: Path, previous: Path) -> None:
+    """Rename a finished installation, keeping the old one until that has worked."""
+    had_one = folder.exists()
+    if had_one:
+        folder.rename(previous)
+    try:
+        making.rename(folder)
+    except OSError:
+        if had_one:
+            previous.rename(folder)
+        raise
+
+
+def _refuse_without_build(wheels) -> None:
+    machine = this_machine()
+    missing = [wheel.project for wheel in wheels if wheel.hash_for(machine) is None]
+    if missing:
+        raise SprigError(
+            f"SPRig knows no tested build of {' and '.join(missing)} for {machine}; install from a folder of wheels, "
+            "or name a folder that has them, in the preferences."
+        )
+
+
+def _install_into(target: Path, wheel_folder: Path | None, progress: Callable, wheels) -> None:
+    """Let pip unpack the pinned wheels into an empty folder, with as much progress as this pip can report."""
+    pip = _find_pip()
+    with tempfile.TemporaryDirectory(prefix="sprig-install-") as scratch:
+        requirements = Path(scratch) / "requirements.txt"
+        requirements.write_text(_requirements(wheels, hashed=wheel_folder is None), encoding="utf-8")
+        command = [sys.executable, "-I", *pip, "install", "--requirement", str(requirements), "--target", str(target)]
+        command += ["--no-deps", "--only-binary=:all:", "--no-input", "--no-compile", "--disable-pip-version-check"]
+        if wheel_folder is None:
+            command += ["--no-cache-dir", "--require-hashes"]
+            for index in {wheel.linux_index for wheel in wheels if wheel.linux_index and sys.platform == "linux"}:
+                command += ["--extra-index-url", index]
+        else:
+            command += ["--no-index", "--find-links", str(wheel_folder)]
+        command += ["--progress-bar", "raw" if _pip_version(pip) >= RAW_PROGRESS_PIP else "off"]
+        status, output = _run(command, _PipProgress(wheels, progress))
+    if status:
+        complaints = re.findall(r"^ERROR: (.+)", output, flags=re.MULTILINE)
+        reason = complaints[0] if complaints else _last_line(output)
+        where = f"from {wheel_folder}" if wheel_folder else "from the network"
+        raise SprigError(
+            f"The libraries could not be installed {where} ({reason.rstrip('.')}); nothing was kept. "
+            "Check the connection and the free space, or use a folder of wheels."
+        )
+
+
+def _requirements(wheels, hashed: bool) -> str:
+    """The pins in pip's format, one line a project."""
+    machine = this_machine()
+    lines = []
+    for wheel in wheels:
+        suffix = f" --hash=sha256:{wheel.hash_for(machine)}" if hashed else ""
+        lines.append(f"{wheel.project}=={wheel.version}{suffix}\n")
+    return "".join(lines)
+
+
+def _find_pip() -> list[str]:
+    """How to start pip in Blender's Python: the module, or the wheel that ensurepip carries (nothing is installed)."""
+    if importlib.util.find_spec("pip"):
+        return ["-m", "pip"]
+    spec = importlib.util.find_spec("ensurepip")
+    bundled = sorted(Path(spec.origin).parent.glob("_bundled/pip-*.whl")) if spec else []
+    if not bundled:
+        raise SprigError("This Blender's Python has no pip; install pip for it, or name a folder that has torch.")
+    return [str(bundled[-1] / "pip")]
+
+
+def _pip_version(pip: list[str]) -> tuple[int, ...]:
+    _status, output = _run([sys.executable, "-I", *pip, "--version"], no_progress_line)
+    found = re.search(r"pip (\d+)\.(\d+)", output)
+    return tuple(map(int, found.groups())) if found else (0, 0)
+
+
+def no_progress_line(_line: str) -> None:
+    """For children that are done in a moment."""
+
+
+class _PipProgress:
+    """Turns pip's lines into progress by the megabytes of each project; called now and then without a line, too."""
+
+    def __init__(self, wheels, progress: Callable):
+        self._sizes = {wheel.project.lower(): wheel.megabytes for wheel in wheels}
+        self._total = sum(self._sizes.values())
+        self._done, self._size, self._part = 0.0, 0.0, 0.0  # MB finished, MB of the current project, fraction of it
+        self._text = "Looking for the libraries"
+        self._progress = progress
+
+    def __call__(self, line: str) -> None:
+        # The network's wheels are "Collecting torch==2.13.0 (…)", a folder's "Processing …/torch-2.13.0-….whl (…)".
+        if found := re.match(r"Collecting ([\w.-]+?)==|Processing .*?([^/\\-]+)-[^/\\]+\.whl", line):
+            name = found.group(1) or found.group(2)
+            self._done += self._size
+            self._size, self._part = self._sizes.get(name.lower(), 0.0), 0.0
+            self._text = f"Fetching {name}"
+        elif found := re.match(r"Progress (\d+) of (\d+)", line):
+            self._part = int(found.group(1)) / max(1, int(found.group(2)))
+        elif line.startswith("Installing collected packages"):
+            self._done, self._size = self._total, 0.0
+            self._text = "Unpacking the libraries"
+        fraction = (self._done + self._size * self._part) / self._total
+        self._progress(PIP_SHARE * min(fraction, 1.0), self._text)
+
+
+def _run(command: list[str], on_line: Callable[[str], None]) -> tuple[int, str]:
+    """Run a child and return its exit status and output; on_line gets every line, and "" now and then.
+
+    When on_line raises (Cancelled), the child is killed.
+    """
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env={**os.environ, "PYTHONNOUSERSITE": "1"},
+        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # no console window pops up on Windows
+    )
+
+    def read():
+        for line in child.stdout:
+            lines.put(line)
+        lines.put(None)
+
+    reader = threading.Thread(target=read, name="SPRig pip", daemon=True)
+    reader.start()
+    output = []
+    try:
+        while True:
+            try:
+                line = lines.get(timeout=CHILD_POLL)
+            except queue.Empty:
+                line = ""
+            if line is None:
+                break
+            output.append(line)
+            on_line(line)
+        return child.wait(), "".join(output)
+    finally:
+        child.kill()
+        child.wait()
+        reader.join()
+        child.stdout.close()
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0] or "no reason given"
+
+
+def _last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2] or "no reason given"
+
+
+# ---- removing
+
+
+def _removal_mark(folder: Path) -> Path:
+    """An empty file that says: remove this folder as soon as nothing uses it."""
+    return folder.with_suffix(".remove")
+
+
+def uninstall() -> bool:
+    """Remove our installation; False when it is in use (Windows) and will go at the next start."""
+    folder = own_folder()
+    if folder is None or not folder.is_dir():
+        raise SprigError("SPRig has installed no libraries here, so there is nothing to remove.")
+    _removal_mark(folder).touch()
+    _finish_removals()
+    return not folder.exists()
+
+
+def _finish_removals() -> None:
+    """Remove what is marked, as far as the system lets us; the rest stays marked."""
+    for mark in _own_root.glob("*.remove") if _own_root else ():
+        folder = mark.with_suffix("")
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            mark.unlink()

@@ -1,0 +1,150 @@
+"""The dependency manager on small wheels made here: real pip, real child processes, no network."""
+
+import hashlib
+import sys
+import zipfile
+
+import pytest
+from sprig.backend.errors import Cancelled, SprigError
+from sprig.sprig_blender import dependencies
+from sprig.sprig_blender.dependencies import State
+from sprig.sprig_blender.pinned_wheels import PINNED, Wheel, this_machine
+
+
+def make_wheel(folder, project, version="1.0", source="answer = 42\n"):
+    """Write a pure-Python wheel with one module, and return its row for the table of pins."""
+    module = project.lower()
+    info = f"{project}-{version}.dist-info"
+    path = folder / f"{project}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr(f"{module}.py", source)
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {project}\nVersion: {version}\n")
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(f"{info}/RECORD", f"{module}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+    return Wheel(project, version, module, 1.0, {"any": hashlib.sha256(path.read_bytes()).hexdigest()})
+
+
+@pytest.fixture
+def wheels(tmp_path):
+    """A folder with two wheels, and their pins."""
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    return folder, (make_wheel(folder, "sprigtinyone"), make_wheel(folder, "SprigTinyTwo"))
+
+
+@pytest.fixture
+def clean_path():
+    """sys.path and what was found on it, put back after the test."""
+    before = list(sys.path)
+    yield
+    dependencies.use_folder(None)
+    assert sys.path == before
+    dependencies.look_again()
+
+
+def beside(folder):
+    """Names of everything in the folder that holds installations."""
+    return sorted(path.name for path in folder.parent.iterdir()) if folder.parent.exists() else []
+
+
+def test_installs_from_a_folder_of_wheels(tmp_path, wheels, clean_path, monkeypatch):
+    source, pins = wheels
+    folder = tmp_path / "user" / "py-cpu"
+    said = []
+    dependencies.install(folder, source, lambda fraction, text: said.append((fraction, text)), pins)
+    assert (folder / "sprigtinyone.py").is_file() and (folder / "sprigtinytwo.py").is_file()
+    assert beside(folder) == ["py-cpu"]
+    fractions = [fraction for fraction, _text in said]
+    assert fractions == sorted(fractions) and fractions[0] == 0 and fractions[-1] <= 1
+    assert {"Preparing", "Unpacking the libraries", "Trying the libraries"} <= {text for _fraction, text in said}
+
+    monkeypatch.setattr(dependencies, "REQUIRED", {"sprigtinyone": (1, 0), "sprigtinytwo": (2, 0)})
+    dependencies.look_again()
+    assert [library.state for library in dependencies.libraries()[1:]] == [State.MISSING, State.MISSING]
+    assert not dependencies.ready() and "sprigtinyone and sprigtinytwo" in dependencies.what_is_wrong()
+    dependencies.use_folder(str(folder))
+    assert sys.path[-1] == str(folder)
+    _numpy, one, two = dependencies.libraries()
+    assert (one.state, one.detail) == (State.READY, "1.0")
+    assert two.state is State.BROKEN and "too old" in two.detail and "2.0" in dependencies.what_is_wrong()
+
+
+STAGES = ("Preparing", "Looking for the libraries", "Fetching", "Unpacking the libraries", "Trying the libraries")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("had_one", [False, True], ids=["first", "again"])
+def test_cancelled_installation_leaves_nothing(tmp_path, wheels, stage, had_one):
+    source, pins = wheels
+    folder = tmp_path / "user" / "py-cpu"
+    if had_one:
+        folder.mkdir(parents=True)
+        (folder / "earlier.py").write_text("")
+
+    def cancel_there(_fraction, text):
+        if text.startswith(stage):
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        dependencies.install(folder, source, cancel_there, pins)
+    assert beside(folder) == (["py-cpu"] if had_one else [])
+    if had_one:
+        assert [path.name for path in folder.iterdir()] == ["earlier.py"]
+
+
+def test_library_that_does_not_load_is_not_kept(tmp_path, wheels):
+    source, pins = wheels
+    pins += (make_wheel(source, "sprigbroken", source="raise OSError('libmissing.so: cannot open')\n"),)
+    folder = tmp_path / "user" / "py-cpu"
+    with pytest.raises(SprigError, match=r"do not load here \(OSError: libmissing.so: cannot open\); nothing was kept"):
+        dependencies.install(folder, source, wheels=pins)
+    assert beside(folder) == []
+
+
+def test_folder_without_the_wheels(tmp_path, wheels):
+    source, pins = wheels
+    (source / "sprigtinyone-1.0-py3-none-any.whl").unlink()
+    folder = tmp_path / "user" / "py-cpu"
+    with pytest.raises(SprigError, match=r"could not be installed from .*sprigtinyone==1\.0.*nothing was kept"):
+        dependencies.install(folder, source, wheels=pins)
+    assert beside(folder) == []
+
+
+def test_downloads_are_checked_against_the_hashes(tmp_path, wheels, monkeypatch):
+    """pip's usual search, directed at the folder instead of the network, takes the file we know and no other."""
+    source, pins = wheels
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(source))
+    folder = tmp_path / "user" / "py-cpu"
+    dependencies.install(folder, wheels=pins)
+    assert (folder / "sprigtinyone.py").is_file()
+    make_wheel(source, "sprigtinyone", source="answer = 'changed by somebody else'\n")
+    with pytest.raises(SprigError, match="could not be installed from the network"):
+        dependencies.install(folder, wheels=pins)
+    assert (folder / "sprigtinyone.py").read_text() == "answer = 42\n"
+
+
+def test_machine_without_a_tested_build(tmp_path, wheels):
+    pins = (*wheels[1], Wheel("elsewhere", "1.0", "elsewhere", 1.0, {"another-machine": "0" * 64}))
+    with pytest.raises(SprigError, match=f"no tested build of elsewhere for {this_machine()}"):
+        dependencies.install(tmp_path / "user" / "py-cpu", wheels=pins)
+
+
+def test_unwritable_place(tmp_path, wheels):
+    source, pins = wheels
+    (tmp_path / "user").write_text("a file where the folder should be")
+    with pytest.raises(SprigError, match="cannot be written"):
+        dependencies.install(tmp_path / "user" / "py-cpu", source, wheels=pins)
+
+
+def test_table_of_pins():
+    """Every hash is one, and torch's requirements are complete for every machine that has a torch."""
+    by_project = {wheel.project: wheel for wheel in PINNED}
+    assert len(by_project) == len(PINNED) and set(dependencies.REQUIRED) <= {wheel.module for wheel in PINNED}
+    for wheel in PINNED:
+        assert all(len(bytes.fromhex(digest)) == 32 for digest in wheel.sha256.values())
+        assert len(set(wheel.sha256.values())) == len(wheel.sha256), "one file, one hash"
+        for machine in by_project["torch"].sha256:
+            assert wheel.hash_for(machine), f"{wheel.project} lacks {machine}, which torch has"
