@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from py_dem_bones import DemBones
 from scipy.spatial import cKDTree
-from sprig.backend.kinematics import linear_blend_skinning
+from sprig.backend import metrics
 from sprig.backend.sequence import MeshSequence
 from sprig.backend.surface import edges, islands, weld_faces
 
@@ -99,9 +99,7 @@ def dem_bones(given: Input, bones: int, rest_frame: int, trans_affine: float) ->
 
 def rmse_percent(sequence: MeshSequence, given: Input, found: FreeBones, anchor: int) -> float:
     """RMSE in per cent of the anchor frame's diagonal, over all frames and all original vertices (METRICS.md)."""
-    total = 0.0
-    for vertices, bones in zip(sequence.vertices, found.motion, strict=True):
-        posed = linear_blend_skinning(found.rest, found.weights, bones)[given.vertex_map]
-        total += np.square(posed - vertices).sum()
-    diagonal = np.linalg.norm(np.ptp(sequence.vertices[anchor].astype(np.float64), axis=0))
-    return float(100 / diagonal * np.sqrt(total / (sequence.frame_count * sequence.vertex_count)))
+    rest, weights = found.rest[given.vertex_map], found.weights[given.vertex_map]
+    return metrics.rmse_percent(
+        rest, weights, found.motion, sequence.vertices, metrics.diagonal(sequence.vertices[anchor])
+    )
