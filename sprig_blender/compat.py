@@ -30,10 +30,30 @@ def new_curve(channels, path: str, index: int, group: str):
 def curves_of(datablock) -> list:
     """The f-curves that animate an ID through its own action (its assigned slot); empty without an action."""
     animation = datablock.animation_data
-    action = animation.action if animation else None
-    if action is None:
+    if animation is None or animation.action is None:
         return []
+    return slot_curves(animation.action, getattr(animation, "action_slot", None))
+
+
+def slot_curves(action, slot) -> list:
+    """The f-curves of one slot of an action; where actions have no slots, all of them."""
     if not hasattr(action, "slots"):
         return list(action.fcurves)
-    bags = [strip.channelbag(animation.action_slot) for layer in action.layers for strip in layer.strips]
+    bags = [strip.channelbag(slot) for layer in action.layers for strip in layer.strips] if slot else []
     return [curve for bag in bags if bag is not None for curve in bag.fcurves]
+
+
+def action_curves(action) -> list:
+    """All f-curves of an action, whatever their slot."""
+    if not hasattr(action, "slots"):
+        return list(action.fcurves)
+    return [
+        curve for layer in action.layers for strip in layer.strips for bag in strip.channelbags for curve in bag.fcurves
+    ]
+
+
+def node_input(modifier, identifier: str):
+    """Value of an input of a geometry nodes modifier; None where it has none (a geometry socket)."""
+    if hasattr(modifier, "properties"):
+        return getattr(getattr(modifier.properties.inputs, identifier, None), "value", None)
+    return modifier.get(identifier)
