@@ -1,0 +1,583 @@
+"""The command line: `sprig rig`, `sprig inspect`, `sprig demo`; inside Blender `blender -c sprig …`.
+
+Here are the options, the checks that cost nothing, and the one place where errors become an exit status:
+0 success, 2 bad input or usage (one line on standard error), 130 cancelled, 1 a bug of ours (the line names a log).
+The work itself is in headless.py and backend/; torch and bpy are imported once the arguments have been found good.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import platform
+import re
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..backend.errors import Cancelled, SprigError
+from .console import Console, Interrupts, PendingFiles, writing_error
+
+if TYPE_CHECKING:  # numpy and torch wait until the arguments have been found good
+    from ..backend.pipeline import RigOptions
+    from ..backend.sequence import MeshSequence
+
+SUCCESS, BUG, BAD_INPUT, CANCELLED = 0, 1, 2, 130
+SCENE_SUFFIXES = (".fbx", ".glb", ".gltf", ".usd", ".usda", ".usdc", ".dae", ".blend")  # read through Blender
+OUT_SUFFIXES = (".blend", ".glb", ".fbx", ".usdc", ".npz")
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "elephant_walk.abc"
+MAX_SEED = 2**32 - 1  # what every random generator accepts
+
+# Options that are part of the command line but need the networks, with the values that ask for nothing.
+NEEDS_NETWORKS = {
+    "--candidates": 1,
+    "--temperature": 0.0,
+    "--finetune": 0,
+    "--checkpoint-skeleton": None,
+    "--checkpoint-skinning": None,
+    "--same-character": False,
+}
+
+DESCRIPTION = "Turn an animated mesh sequence into one rig: a skeleton, skin weights, and bones that replay the motion."
+EXAMPLES = """
+examples:
+  sprig demo                                   rig the embedded example, see demo/
+  sprig rig horse.abc -o horse.blend           an Alembic cache becomes a Blender scene
+  sprig rig wolf.glb -o wolf.fbx --joints 30   with 30 joints, for a game engine
+  sprig inspect scan_frames/                   what is in a folder of OBJ or PLY frames
+"""
+RIG_EXAMPLES = """
+examples:
+  sprig rig horse.abc -o horse.blend
+  sprig rig dance.fbx -o dance.glb --frames 10:80 --report dance.json --preview dance.png
+  sprig rig cloth.pc2 --rest cloth.obj -o cloth.usdc --stretch auto
+  sprig rig scan_frames/ -o scan.npz --fps 30 --up y --joints 24
+
+INPUT is read by its suffix: .abc .fbx .glb .gltf .usd .usda .usdc .dae .blend .npz .anime .bin, .mdd or .pc2 with
+--rest, or a folder of OBJ or PLY frames. OUT is written by its suffix: .blend .glb .fbx .usdc .npz.
+Frame numbers are the file's; a file that has none counts from 1. Write a negative start as --frames=-10:20.
+Exit status: 0 done, 2 bad input or usage, 130 cancelled, 1 a bug (a log file is named).
+"""
+
+
+def main(argv=None) -> int:
+    """Run the command line with `argv` (sys.argv[1:] when None) and return the exit status."""
+    with Interrupts() as interrupts:
+        try:
+            return _run(sys.argv[1:] if argv is None else list(argv), interrupts)
+        except (KeyboardInterrupt, Cancelled):
+            return _fail("cancelled; nothing was written", CANCELLED)
+
+
+def _run(arguments: list[str], interrupts: Interrupts) -> int:
+    """Parse and run; what goes wrong becomes a status and one line on standard error."""
+    try:
+        options = _parse(arguments)
+    except SystemExit:  # --help and --version have been answered
+        return SUCCESS
+    except SprigError as error:
+        return _fail(str(error), BAD_INPUT)
+    with Console(options.quiet, interrupts) as console:
+        failure = _attempt(options, console)
+    if failure is None:
+        return SUCCESS
+    status, sentence, details = failure
+    if status == BUG:
+        log = _write_log(f"arguments: {arguments}\n{details}\nprinted during the run:\n{console.captured}")
+        sentence = f"{sentence}; {log} has the details, please report it"
+    return _fail(sentence, status)
+
+
+def _attempt(options, console: Console) -> tuple[int, str, str] | None:
+    """Run the command; None, or the exit status, a sentence, and for a bug its traceback.
+
+    The exception ends here, while output is captured: what it kept alive (half-written archives) may print as it goes.
+    """
+    try:
+        options.run(options, console)
+        return None
+    except BaseException as error:
+        if console.interrupts.happened or isinstance(error, KeyboardInterrupt | Cancelled):
+            raise Cancelled from None  # whatever an interrupted library made of the interrupt
+        if isinstance(error, SprigError):
+            return BAD_INPUT, str(error), ""
+        if isinstance(error, MemoryError):
+            return BAD_INPUT, "There is not enough memory for this sequence; use fewer frames with --frames.", ""
+        return BUG, f"unexpected {type(error).__name__}", "".join(traceback.format_exception(error))
+
+
+def _fail(sentence: str, status: int) -> int:
+    """Print one line, whatever the sentence holds."""
+    print("sprig:", " ".join(sentence.split()), file=sys.stderr)
+    return status
+
+
+def _write_log(details: str) -> str:
+    """Write what is needed to find a bug into a file of the temporary folder and return its path."""
+    from ..backend.report import version
+
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="sprig-error-", suffix=".log", delete=False, encoding="utf-8", errors="replace"
+    ) as log:
+        log.write(f"SPRig {version()}, Python {platform.python_version()}, {platform.platform()}\n{details}")
+    return log.name
+
+
+# ---- options
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaints are SprigErrors, so that usage errors leave by the same door."""
+
+    def __init__(self, **settings):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings)
+
+    def error(self, message):
+        raise SprigError(f"{message}; see {self.prog} --help")
+
+
+def _number(kind, least, most=math.inf, word: str | None = None, above: bool = False):
+    """An argparse type: a finite number within bounds, or the given word (which stands for None)."""
+
+    def parse(text: str):
+        if text == word:
+            return None
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (value > least if above else value >= least) or not value <= most or math.isinf(value):
+            wanted = f"{'a whole number' if kind is int else 'a number'} {'above' if above else 'of at least'} {least}"
+            if most < math.inf:
+                wanted += f" and at most {most}"
+            raise argparse.ArgumentTypeError(f"{text!r} should be {wanted}{f' or {word}' if word else ''}")
+        return value
+
+    return parse
+
+
+def _frame_range(text: str) -> tuple[int, int, int]:
+    """START:END or START:END:STEP as three whole numbers."""
+    if not re.fullmatch(r"[+-]?\d{1,9}:[+-]?\d{1,9}(:\d{1,9})?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} should be START:END or START:END:STEP in whole frame numbers")
+    start, end, step = [*map(int, text.split(":")), 1][:3]
+    if step < 1:
+        raise argparse.ArgumentTypeError(f"the step of {text!r} should be at least 1")
+    if end < start:
+        raise argparse.ArgumentTypeError(f"{text!r} is reversed; give the first frame before the last")
+    return start, end, step
+
+
+def _frame_number(text: str) -> int | None:
+    """A frame number, or auto for None."""
+    if text == "auto":
+        return None
+    if not re.fullmatch(r"[+-]?\d{1,9}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} should be a frame number or auto")
+    return int(text)
+
+
+def _add_reading(parser):
+    """The options that say how INPUT is read."""
+    parser.add_argument(
+        "--frames", type=_frame_range, metavar="START:END[:STEP]", help="frame numbers, END inclusive (all)"
+    )
+    rate = _number(float, 0, 1000, above=True)
+    parser.add_argument("--fps", type=rate, help="frames a second (from the file, or 24 where it does not say)")
+    parser.add_argument("--up", choices=("y", "z"), help="which axis points up (from the file, or z)")
+    parser.add_argument(
+        "--object", action="append", metavar="NAME", help="take this mesh; repeat for several (all animated meshes)"
+    )
+    parser.add_argument("--rest", type=Path, metavar="FILE", help="the mesh (.obj, .ply) that an .mdd or .pc2 moves")
+
+
+def _add_rigging(parser):
+    """The options that say how the rig is made; they mirror RigOptions."""
+    parser.add_argument("--anchor", type=_frame_number, metavar="auto|N", help="frame of the rest pose (auto: largest)")
+    parser.add_argument(
+        "--skeleton", default="auto", metavar="auto|learned|motion|FILE.npz|ARMATURE", help="where it comes from (auto)"
+    )
+    parser.add_argument(
+        "--joints", type=_number(int, 2, word="auto"), metavar="N", help="how many (auto: by --tolerance)"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=_number(float, 0, 100, above=True),
+        default=0.1,
+        metavar="PERCENT",
+        help="error to reach when joints are counted automatically, %% of the bounding-box diagonal (0.1)",
+    )
+    parser.add_argument(
+        "--influences", type=_number(int, 1), default=4, metavar="N", help="joints that may move one vertex (4)"
+    )
+    parser.add_argument(
+        "--rest-correction",
+        choices=("on", "off"),
+        default="on",
+        help="let the rest shape move by hundredths of a per cent (on)",
+    )
+    parser.add_argument(
+        "--stretch",
+        choices=("off", "auto"),
+        default="off",
+        help="off: rotations and one root translation; auto: the few bones that need it may also move (off)",
+    )
+    parser.add_argument(
+        "--candidates", type=_number(int, 1), default=1, metavar="N", help="skeletons to choose from (1)"
+    )
+    parser.add_argument("--temperature", type=_number(float, 0), default=0.0, metavar="T", help="of the decoder (0)")
+    parser.add_argument("--finetune", type=_number(int, 0), default=0, metavar="EPOCHS", help="on this sequence (0)")
+    parser.add_argument("--checkpoint-skeleton", type=Path, metavar="FILE", help="weights of the skeleton decoder")
+    parser.add_argument("--checkpoint-skinning", type=Path, metavar="FILE", help="weights of the skinning network")
+    parser.add_argument("--same-character", action="store_true", help="several INPUTs, one rig, one action each")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute (auto)"
+    )
+    parser.add_argument(
+        "--seed", type=_number(int, 0, MAX_SEED), default=0, metavar="N", help="of every random choice (0)"
+    )
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown and options.run is not _later:  # whatever belongs to a later command gets that command's answer
+        raise SprigError(f"unrecognized arguments: {' '.join(unknown)}; see sprig --help")
+    return options
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="sprig", description=DESCRIPTION, epilog=EXAMPLES)
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    rig = commands.add_parser("rig", help="rig a sequence", description=DESCRIPTION, epilog=RIG_EXAMPLES)
+    rig.add_argument("input", nargs="+", metavar="INPUT", help="the animated mesh: a file, or a folder of frames")
+    rig.add_argument("-o", "--out", required=True, type=Path, metavar="OUT", help="the rig; its suffix says the format")
+    _add_reading(rig.add_argument_group("reading"))
+    _add_rigging(rig.add_argument_group("rigging"))
+    extra = rig.add_argument_group("also")
+    extra.add_argument("--report", type=Path, metavar="R.json", help="write figures of the run")
+    extra.add_argument("--preview", type=Path, metavar="P.png", help="write a picture of the rig (needs Blender)")
+    extra.add_argument("-q", "--quiet", action="store_true", help="print nothing on standard output")
+    rig.set_defaults(run=_rig)
+
+    about = "Say what a sequence holds and how it would be prepared, without rigging it."
+    inspect = commands.add_parser("inspect", help="say what is in a sequence", description=about)
+    inspect.add_argument("input", metavar="INPUT", help="the animated mesh: a file, or a folder of frames")
+    _add_reading(inspect)
+    inspect.add_argument("--json", action="store_true", help="print JSON instead of text")
+    inspect.set_defaults(run=_inspect, quiet=False)
+
+    about = "Rig the embedded walking elephant and write scene, glTF file, report and picture into a folder."
+    demo = commands.add_parser("demo", help="rig the embedded example", description=about)
+    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="FOLDER", help="where to write (demo)")
+    demo.add_argument("-q", "--quiet", action="store_true", help="print nothing on standard output")
+    demo.set_defaults(run=_demo)
+
+    for name, purpose in (("finetune", "train the networks on sequences"), ("evaluate", "score rigs on a benchmark")):
+        later = commands.add_parser(name, help=f"{purpose} (not in this version)", add_help=False)
+        later.set_defaults(run=_later, quiet=False, command=name)
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser, *_):
+        from ..backend.report import version
+
+        print(f"sprig {version()}")
+        parser.exit()
+
+
+# ---- checks that cost nothing
+
+
+def _refuse_networks(options):
+    """Options of the networks are understood, but this version has no networks."""
+    for option, nothing in NEEDS_NETWORKS.items():
+        if getattr(options, option.removeprefix("--").replace("-", "_")) != nothing:
+            raise SprigError(f"{option} needs the networks, which are not part of this version; leave it out.")
+    if options.skeleton not in ("auto", "motion"):
+        wanted = "learned skeletons need the networks" if options.skeleton == "learned" else "fitting a given skeleton"
+        raise SprigError(f"--skeleton {options.skeleton}: {wanted}, not part of this version; use --skeleton motion.")
+
+
+def _check_input(options) -> bool:
+    """Check the input's name and the options that belong to its format; say whether only Blender can read it."""
+    from ..backend.formats import READERS, is_native
+
+    path = Path(options.input)
+    if not path.exists():
+        raise SprigError(f"{path} does not exist; check the name.")
+    native = is_native(path)
+    if path.suffix.lower() == ".abc" and importlib.util.find_spec("alembic3d") is None:
+        native = False  # a Blender that brings only what it needs reads archives itself
+    if not native and path.suffix.lower() not in (".abc", *SCENE_SUFFIXES):
+        known = " ".join([*READERS, *SCENE_SUFFIXES])
+        raise SprigError(
+            f"{path.name} has a suffix that is not read; give one of {known}, or a folder of OBJ or PLY frames."
+        )
+    for option in ("rest", "up"):
+        if not native and getattr(options, option) is not None:
+            raise SprigError(
+                f"--{option} does not apply to {path.suffix} files, which say it themselves; leave it out."
+            )
+    return not native
+
+
+def _check_outputs(source: Path, outputs):
+    """Every output is a file of its own, and none of them the input."""
+    seen = {source.resolve(): "the input"}
+    for purpose, path in outputs:
+        if path.resolve() in seen:
+            raise SprigError(f"{path} is {seen[path.resolve()]} as well as {purpose}; give another name.")
+        seen[path.resolve()] = purpose
+
+
+def _headless():
+    """The Blender side, imported when a run is known to need it."""
+    if importlib.util.find_spec("bpy") is None:
+        raise SprigError(
+            "Only .npz, .abc, .mdd, .pc2, .anime, .bin and folders to .npz work without Blender; for the rest "
+            "pip install sprig[bpy], or run it inside Blender as blender -c sprig."
+        )
+    from . import headless
+
+    return headless
+
+
+def _check_libraries():
+    """torch and scipy come with pip, but inside Blender the user installs them, and may not have yet."""
+    missing = [name for name in ("torch", "scipy") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SprigError(
+            f"SPRig needs {' and '.join(missing)}; pip install {' '.join(missing)}, or inside Blender install the "
+            "libraries in the add-on's preferences."
+        )
+
+
+# ---- commands
+
+
+def _rig(options, console: Console):
+    _refuse_networks(options)
+    if len(options.input) > 1:
+        raise SprigError("Several INPUTs need --same-character, which is not part of this version; give one.")
+    options.input = options.input[0]
+    if options.out.suffix.lower() not in OUT_SUFFIXES:
+        raise SprigError(f"{options.out} has no suffix that can be written; give one of {' '.join(OUT_SUFFIXES)}.")
+    if options.preview and options.preview.suffix.lower() != ".png":
+        raise SprigError(f"{options.preview} should be a .png file; the preview is written as PNG.")
+    report = _rig_and_write(options, [options.out], console)
+    _say_summary(console, report, [options.out, options.report, options.preview])
+
+
+def _demo(options, console: Console):
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise writing_error(error, options.out) from error
+    scene, gltf = options.out / "elephant.blend", options.out / "elephant.glb"
+    report, preview = options.out / "report.json", options.out / "preview.png"
+    arguments = ["rig", EXAMPLE, "-o", scene, "--report", report, "--preview", preview]
+    rigging = _parse([str(argument) for argument in arguments])
+    rigging.input = EXAMPLE
+    _say_summary(console, _rig_and_write(rigging, [scene, gltf], console), [scene, gltf, report, preview])
+    console.say(f"Open {scene} in Blender and press the space bar, or look at {preview}.")
+
+
+def _rig_and_write(options, outputs: list[Path], console: Console) -> dict:
+    """Read, rig once, write every output together with report and preview, and return the report."""
+    only_blender_reads = _check_input(options)
+    extra = {purpose: path for purpose, path in (("report", options.report), ("preview", options.preview)) if path}
+    _check_outputs(Path(options.input), [*(("the output", path) for path in outputs), *extra.items()])
+    arrays = [path for path in outputs if path.suffix.lower() == ".npz"]
+    scenes = [path for path in outputs if path not in arrays]
+    wants_scene = bool(scenes or options.preview)
+    _check_libraries()
+    with PendingFiles() as files:
+        pending = {path: files.add(path) for path in (*outputs, *extra.values())}
+        console.progress(0.0, "Starting")
+        headless = _headless() if only_blender_reads or wants_scene else None
+        from ..backend.formats.npz import write_rig
+        from ..backend.pipeline import rig_sequence
+        from ..backend.report import peak_memory_mb, rig_report, write_report
+
+        imports = peak_memory_mb()
+        started = time.perf_counter()
+        if only_blender_reads:
+            sequence, sources = headless.read_scene(options, console.part(0.05, 0.2))
+        else:
+            sequence, sources = _read_native(options, console.part(0.05, 0.1)), None
+            if wants_scene and Path(options.input).suffix.lower() == ".abc":
+                sequence, sources = headless.read_archive(options, sequence, console.part(0.1, 0.2))
+        read = time.perf_counter() - started
+
+        rig = rig_sequence(sequence, _rig_options(options), console.part(0.2, 0.85))
+
+        started = time.perf_counter()
+        console.progress(0.85, "Writing")
+        for path in arrays:
+            write_rig(pending[path], rig)
+        if wants_scene:
+            scene = headless.RiggedScene.build(rig, sequence, sources)
+            for path in scenes:
+                scene.export(pending[path])
+            if options.preview:
+                console.progress(0.95, "Drawing the preview")
+                scene.render(pending[options.preview])
+        report = rig_report(
+            rig,
+            source=str(options.input),
+            object_names=sequence.object_names,
+            influences=options.influences,
+            seconds={"read": read, "write": time.perf_counter() - started},
+            warnings=sequence.warnings,
+            peak_memory=None if imports is None else peak_memory_mb() - imports,
+        )
+        if options.report:
+            try:
+                write_report(pending[options.report], report)
+            except OSError as error:
+                raise writing_error(error, options.report) from error
+        console.interrupts.ignore_from_now_on()
+        files.commit()
+    return report
+
+
+def _read_native(options, progress) -> MeshSequence:
+    """Read a format that needs no Blender, cut to the meshes and frames asked for."""
+    from ..backend.formats import read_sequence_file
+
+    progress(0.0, f"Reading {Path(options.input).name}")
+    sequence = read_sequence_file(options.input, rest=options.rest, fps=options.fps, up=options.up)
+    if options.object:
+        sequence = sequence.with_objects(options.object)
+    if options.frames:
+        sequence = sequence.with_frames(*options.frames)
+    return sequence
+
+
+def _rig_options(options) -> RigOptions:
+    from ..backend.pipeline import RigOptions
+
+    return RigOptions(
+        skeleton=options.skeleton,
+        joints=options.joints,
+        tolerance=options.tolerance,
+        influences=options.influences,
+        rest_correction=options.rest_correction == "on",
+        stretch=options.stretch,
+        anchor=options.anchor,
+        seed=options.seed,
+        device=options.device,
+    )
+
+
+def _say_summary(console: Console, report: dict, written):
+    """A few lines a person can check: what went in, what came out, how well it replays, where it is."""
+    console.say(
+        f"{Path(report['input']).name}: {report['vertices']} vertices, "
+        f"{report['frames']} frames at {report['fps']:g} fps"
+    )
+    console.say(
+        f"Rig: {len(report['joints'])} joints, rest pose from frame {report['anchor_frame']}, "
+        f"{sum(report['seconds'].values()):.1f} s"
+    )
+    worst = max(report["rmse_percent_per_frame"])
+    console.say(
+        f"RMSE: {report['rmse_percent']:.4f} % of the bounding-box diagonal; "
+        f"worst frame {report['worst_frame']} with {worst:.4f} %"
+    )
+    for warning in report["warnings"]:
+        console.say(f"Warning: {warning}")
+    console.say(f"Written: {', '.join(str(path) for path in written if path)}")
+
+
+def _inspect(options, console: Console):
+    if _check_input(options):
+        sequence = _headless().read_scene(options, console.part(0.0, 0.9))[0]
+    else:
+        sequence = _read_native(options, console.part(0.0, 0.9))
+    found = _inspection(sequence, options.input)
+    if options.json:
+        console.result(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    frames, box = found["frames"], " x ".join(f"{side:.4g}" for side in found["size"])
+    console.say(f"{found['input']}: {len(found['meshes'])} mesh{'es' if len(found['meshes']) > 1 else ''}")
+    for mesh in found["meshes"]:
+        moves = f"moves by up to {mesh['motion_percent']:.3g} % of the diagonal" if mesh["moves"] else "does not move"
+        console.say(f"  {mesh['name']}: {mesh['vertices']} vertices, {mesh['faces']} triangles, {moves}")
+    console.say(f"Frames: {frames['first']} to {frames['last']}, {frames['count']} in all, {frames['fps']:g} a second")
+    console.say(f"Topology: the same {found['faces']} triangles in every frame")
+    console.say(
+        f"Welding: {found['vertices']} vertices are {found['welded_vertices']} places, "
+        f"in {found['islands']} connected parts"
+    )
+    console.say(f"Anchor: frame {found['anchor_frame']} has the largest surface; its size is {box}")
+    for warning in found["warnings"]:
+        console.say(f"Warning: {warning}")
+
+
+def _inspection(sequence: MeshSequence, source) -> dict:
+    """What `sprig inspect` says, in JSON types; lengths in scene units, motion in % of the anchor's diagonal."""
+    import numpy as np
+
+    from ..backend import surface
+    from ..backend.anchor import anchor_frame
+
+    vertices, numbers = sequence.vertices, sequence.frame_numbers
+    anchor = anchor_frame(surface.surface_areas(vertices, sequence.faces))
+    box = np.ptp(vertices[anchor].astype(np.float64), axis=0)
+    diagonal = float(np.linalg.norm(box))
+    vertex_map = surface.weld(vertices)
+    edges = surface.edges(surface.weld_faces(sequence.faces, vertex_map))
+    moved = np.zeros(sequence.vertex_count)  # the furthest each vertex gets from its place in the first frame
+    for frame in vertices:
+        np.maximum(moved, np.linalg.norm(np.subtract(frame, vertices[0], dtype=np.float64), axis=1), out=moved)
+    meshes = []
+    for index, name in enumerate(sequence.object_names):
+        own = sequence.object_id == index
+        furthest = float(moved[own].max(initial=0.0))
+        meshes.append(
+            {
+                "name": name,
+                "vertices": int(own.sum()),
+                "faces": int(own[sequence.faces[:, 0]].sum()),
+                "moves": furthest > surface.STILL_TOLERANCE * surface.size(vertices),
+                "motion_percent": 100 * furthest / diagonal if diagonal > 0 else 0.0,
+            }
+        )
+    try:
+        warnings = surface.prepare(sequence).warnings
+    except SprigError as refusal:  # what `sprig rig` would say is worth knowing here, and no failure
+        warnings = (*sequence.warnings, str(refusal))
+    return {
+        "input": str(source),
+        "meshes": meshes,
+        "frames": {
+            "count": sequence.frame_count,
+            "first": int(numbers[0]),
+            "last": int(numbers[-1]),
+            "fps": sequence.fps,
+        },
+        "vertices": sequence.vertex_count,
+        "faces": len(sequence.faces),
+        "welded_vertices": int(vertex_map.max()) + 1,
+        "islands": int(surface.islands(int(vertex_map.max()) + 1, edges).max()) + 1,
+        "anchor_frame": int(numbers[anchor]),
+        "size": box.tolist(),
+        "warnings": list(warnings),
+    }
+
+
+def _later(options, console: Console):
+    raise SprigError(f"sprig {options.command} needs the networks, which are not part of this version; use sprig rig.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

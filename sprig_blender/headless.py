@@ -1,0 +1,148 @@
+"""The command line's Blender side: a scene of its own, the importers in front of the rigging and the exporters behind.
+
+The rigging between is the operator's (`read_sequence`, `rig_sequence`, `write_armature`); here is only what a person
+does by hand in a window: import, choose the objects, set the frame range, save. This module needs bpy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import bpy
+import numpy as np
+
+from ..backend import surface
+from ..backend.errors import SprigError
+from ..backend.rig import Rig
+from ..backend.sequence import MeshSequence
+from .export import export
+from .import_sequence import import_file
+from .preview_picture import render_preview
+from .read_sequence import read_sequence
+from .write_armature import WrittenRig, evaluated_positions, mesh_from_sequence, write_armature
+
+SAME_POSITIONS = 1e-5  # of the size: two readers of one archive differ by the rounding of one matrix product
+
+
+def read_scene(options, progress) -> tuple[MeshSequence, list]:
+    """Import a file that only Blender reads: its animated meshes as a sequence, and the objects in its order."""
+    _empty_scene()
+    progress(0.0, f"Importing {Path(options.input).name}")
+    objects = import_file(options.input, fps=options.fps)
+    if options.object:
+        objects = _named(objects, options.object)
+    start, end, step = options.frames or (bpy.context.scene.frame_start, bpy.context.scene.frame_end, 1)
+    sequence = read_sequence(
+        bpy.context, objects, start, end, step, lambda fraction, text: progress(0.1 + 0.9 * fraction, text)
+    )
+    if not options.object:
+        sequence, objects = _only_moving(sequence, objects)
+    return sequence, objects
+
+
+def _empty_scene():
+    """Start from the factory's scene without objects; preferences and add-ons stay as they are."""
+    if not bpy.app.background:
+        raise SprigError("The command line runs without a window; here, use Auto-Rig Sequence in the sidebar.")
+    bpy.ops.wm.read_homefile(use_empty=True, use_factory_startup=True)
+
+
+def _named(objects: list, names) -> list:
+    """The objects of these names, in the file's order."""
+    there = [thing.name for thing in objects]
+    missing = [name for name in names if name not in there]
+    if missing:
+        raise SprigError(f"There is no mesh object {missing[0]!r}; the input has {', '.join(there)}.")
+    return [thing for thing in objects if thing.name in names]
+
+
+def _only_moving(sequence: MeshSequence, objects: list) -> tuple[MeshSequence, list]:
+    """Leave out the meshes of a scene that never move, unless all stand still: a floor is no part of a character."""
+    furthest = np.zeros(len(objects))
+    for frame in sequence.vertices[1:]:
+        moved = np.linalg.norm(np.subtract(frame, sequence.vertices[0], dtype=np.float64), axis=1)
+        np.maximum.at(furthest, sequence.object_id, moved)
+    moving = furthest > surface.STILL_TOLERANCE * surface.size(sequence.vertices)
+    if moving.all() or not moving.any():
+        return sequence, objects
+    names = np.array(sequence.object_names)
+    still = ", ".join(names[~moving])
+    warning = f"Meshes that do not move were left out: {still}; name them with --object to include them."
+    kept = sequence.with_objects(list(names[moving]))
+    return (
+        replace(kept, warnings=(*kept.warnings, warning)),
+        [thing for thing, moves in zip(objects, moving, strict=True) if moves],
+    )
+
+
+def read_archive(options, sequence: MeshSequence, progress) -> tuple[MeshSequence, list]:
+    """The objects that Blender makes (UVs, materials) of the Alembic archive that a sequence was read from.
+
+    Blender's reading is checked against the sequence on one frame. Where the two disagree Blender is what the user
+    will look at, so its positions are taken instead, with a warning.
+    """
+    _empty_scene()
+    progress(0.0, f"Importing {Path(options.input).name}")
+    objects = import_file(options.input, fps=options.fps)
+    sources = _matching(objects, sequence)
+    if sources is not None:
+        return sequence, sources
+    warning = "Blender shows this archive differently from its samples; the rig follows what Blender shows."
+    sequence, objects = read_scene(options, progress)
+    return replace(sequence, warnings=(*sequence.warnings, warning)), objects
+
+
+def _matching(objects: list, sequence: MeshSequence) -> list | None:
+    """The objects in object_id order, each with its mesh's positions on the middle frame; None if any is missing."""
+    middle = sequence.frame_count // 2
+    bpy.context.scene.frame_set(int(sequence.frame_numbers[middle]))
+    depsgraph = bpy.context.evaluated_depsgraph_get()
+    shown = {thing: evaluated_positions(thing, depsgraph) for thing in objects}
+    limit = SAME_POSITIONS * surface.size(sequence.vertices[middle : middle + 1])
+    limit += float(np.spacing(np.abs(sequence.origin).max().astype(np.float32)))  # Blender has no float64 origin
+    found = []
+    for index in range(len(sequence.object_names)):
+        wanted = sequence.world_vertices(middle)[sequence.object_id == index]
+        match = (
+            thing
+            for thing, positions in shown.items()
+            if thing not in found and positions.shape == wanted.shape and np.abs(positions - wanted).max() <= limit
+        )
+        thing = next(match, None)
+        if thing is None:
+            return None
+        found.append(thing)
+    return found
+
+
+@dataclass(frozen=True)
+class RiggedScene:
+    """A rig in the scene of this process, ready to be saved in any format."""
+
+    written: WrittenRig
+    sources: list
+    rig: Rig
+    sequence: MeshSequence
+
+    @classmethod
+    def build(cls, rig: Rig, sequence: MeshSequence, sources: list | None) -> RiggedScene:
+        """Add the rig to the scene of its sources; None stands for a sequence from a file without a scene."""
+        if sources is None:
+            _empty_scene()
+            sources = mesh_from_sequence(bpy.context, sequence)
+        scene = bpy.context.scene
+        scene.render.fps = max(1, round(sequence.fps))
+        scene.render.fps_base = scene.render.fps / sequence.fps
+        written = write_armature(bpy.context, rig, sources, sequence.object_id)
+        scene.frame_start, scene.frame_end = int(sequence.frame_numbers[0]), int(sequence.frame_numbers[-1])
+        scene.frame_set(scene.frame_start)
+        return cls(written, sources, rig, sequence)
+
+    def export(self, path) -> None:
+        """Write .blend, .glb, .fbx or .usdc."""
+        export(path, bpy.context, self.written, sources=self.sources)
+
+    def render(self, path) -> None:
+        """Write the preview picture."""
+        render_preview(path, bpy.context, self.written, self.rig, self.sequence)
