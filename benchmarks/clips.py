@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+
 from sprig.backend.sequence import MeshSequence
 
 SEQUENCES = Path(__file__).resolve().parents[2] / "shared" / "data" / "sequences"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from py_dem_bones import DemBones
 from scipy.spatial import cKDTree
+
 from sprig.backend import metrics
 from sprig.backend.sequence import MeshSequence
 from sprig.backend.surface import edges, islands, weld_faces

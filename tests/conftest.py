@@ -1,10 +1,14 @@
 """Fixtures for every test: where the real clips are, and small sequences made on the spot."""
 
+import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +17,14 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip("../shared is not there: no real clips to test on")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def extension_zip(tmp_path_factory) -> Path:
+    """The extension as `make zip` builds it, with Blender's own builder from the bpy wheel."""
+    if importlib.util.find_spec("bpy") is None:
+        pytest.skip("the bpy wheel, which holds the builder, is not installed")
+    command = [sys.executable, str(ROOT / "tools" / "build_zip.py"), str(tmp_path_factory.mktemp("zip"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip())
