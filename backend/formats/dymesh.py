@@ -55,7 +55,7 @@ def read(path, *, fps: float | None = None, up: str | None = None) -> MeshSequen
 
 
 def load(data: bytes, name: str):
-    """Unpickle arrays (as _Array), strings, numbers and containers; SprigError for a pickle that names anything else."""
+    """Unpickle arrays (as _Array), text, numbers and containers; SprigError when a pickle names anything else."""
     _check_operations(data, name)
     return _Unpickler(io.BytesIO(data), name).load()
 

@@ -9,6 +9,7 @@ parsed again.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +17,12 @@ import numpy as np
 from ..errors import SprigError
 from . import checks
 
-PARSER_ERRORS = (
-    ValueError,
-    LookupError,
-    OverflowError,
-    MemoryError,
-    UnicodeDecodeError,
-)  # of numbers and names in text
+PARSER_ERRORS = (ValueError, LookupError, OverflowError, MemoryError)  # of numbers and names in damaged text
 MAX_PLY_HEADER = 100_000  # bytes; headers have some 500, with long comments a few thousand
 PLY_TYPES = {
-    "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4", "double": "f8",
-    "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4", "float32": "f4",
-    "float64": "f8",
+    "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4",
+    "float": "f4", "double": "f8", "int8": "i1", "uint8": "u1",
+    "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4", "float32": "f4", "float64": "f8",
 }  # fmt: skip
 PLY_FORMATS = {"ascii": None, "binary_little_endian": "<", "binary_big_endian": ">"}
 
@@ -129,7 +124,7 @@ def _obj_objects(objects: list[tuple[int, str]], vertex_count: int, default: str
     starts = [(0, default), *objects, (vertex_count, "")]
     names: dict[str, int] = {}
     object_id = np.zeros(vertex_count, dtype=np.int32)
-    for (start, name), (end, _) in zip(starts, starts[1:], strict=False):
+    for (start, name), (end, _) in pairwise(starts):
         if end > start:
             object_id[start:end] = names.setdefault(name or default, len(names))
     return object_id, tuple(names) or (default,)

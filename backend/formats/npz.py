@@ -191,9 +191,7 @@ class _Archive:
                 raise ValueError(f"array {key!r} has a negative length")
             size *= length
         if size > info.file_size or info.file_size > 1000 + info.compress_size * MAX_DEFLATE_RATIO:
-            raise SprigError(
-                f"{self.path.name} claims {size} bytes for {key!r}, more than it can hold; it is damaged, export it again."
-            )
+            raise SprigError(f"{self.path.name} claims {size} bytes for {key!r}, more than it can hold; it is damaged.")
         return _Header(shape, dtype)
 
 
