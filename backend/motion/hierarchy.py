@@ -1,0 +1,229 @@
+"""Poses of a skeleton: joint rotations and one root translation, by Gauss-Newton on Gram matrices.
+
+Bones are in depth-first order, parents first. The pose of frame f is a global rotation R_b per bone and a world-space
+shift s_b that is zero except for the root (and for bones that may stretch):
+    pivot_b = M_p(b) c_b + s_b,      M_b = [R_b | pivot_b - R_b c_b],      M_p(root) = identity.
+A small rotation omega_k at pivot k moves every vertex of its subtree by omega x y_k, with
+y_k = sum_{b in subtree k} w_b (M_b u - pivot_k); a small shift tau_k moves it by s_k = sum_{b in subtree k} w_b. The
+normal equations therefore need only  sum_v y_k y_l^T = Z_k A Z_l^T,  sum_v y_k s_l  and  sum_v s_k s_l,  and moving the
+joint position c_k is the shift (R_p - R_k) dc_k, shared by all frames: joints and poses are solved together by a Schur
+complement over the frames (bundle adjustment), because wrong joints and wrong rotations compensate each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from .problem import energy, flat
+from .procrustes import cross_matrix, rotation_exponential
+
+JOINT_REACH = 0.1  # diagonals: joints move this far from their prior before the pull grows
+JOINT_DAMPING_START, JOINT_DAMPING_LEAST, JOINT_DAMPING_MOST = 1e-2, 1e-5, 1e3
+FRAMES_AT_A_TIME = 2**25  # doubles in the largest temporary: bounds memory for long sequences
+DAMPING_START, DAMPING_LEAST, DAMPING_MOST = 1e-3, 1e-7, 1e3
+
+
+@dataclass(frozen=True, eq=False)
+class Pose:
+    """R (F,B,3,3) global rotations, c (B,3) joints, s (F,B,3) shifts; parents (B,) list; damping (F,)."""
+
+    R: torch.Tensor
+    c: torch.Tensor
+    s: torch.Tensor
+    parents: tuple[int, ...]
+    damping: torch.Tensor
+    joint_damping: float = JOINT_DAMPING_START
+
+    @property
+    def subtree(self) -> torch.Tensor:
+        """(B,B) 1 where column bone lies in the row bone's subtree."""
+        bones = len(self.parents)
+        below = np.eye(bones)
+        for b in range(bones - 1, 0, -1):
+            below[self.parents[b]] += below[b]
+        return torch.as_tensor(below, dtype=self.R.dtype, device=self.R.device)
+
+
+def start_pose(M, joints, parents) -> Pose:
+    """Pose with the rotations of free bones M (F,B,3,4) and the root's translation."""
+    R = M[..., :3].contiguous()
+    c = torch.as_tensor(joints, dtype=M.dtype, device=M.device)
+    s = torch.zeros_like(M[..., 3])
+    s[:, 0] = R[:, 0] @ c[0] + M[:, 0, :, 3] - c[0]
+    return Pose(R, c, s, tuple(int(p) for p in parents), torch.full((len(M),), DAMPING_START, dtype=M.dtype, device=M.device))
+
+
+def bone_matrices(pose: Pose) -> torch.Tensor:
+    """M (F,B,3,4) of a pose."""
+    turned = torch.einsum("fbij,bj->fbi", pose.R, pose.c)
+    shifts: list[torch.Tensor] = []
+    for b, p in enumerate(pose.parents):
+        pivot = pose.c[b] + pose.s[:, b] if p < 0 else pose.R[:, p] @ pose.c[b] + shifts[p] + pose.s[:, b]
+        shifts.append(pivot - turned[:, b])
+    return torch.cat([pose.R, torch.stack(shifts, dim=1)[..., None]], dim=-1)
+
+
+def joint_prior_strength(pose: Pose, A, priors, strength: float):
+    """Pull (B,) of every joint to its prior (B,3): `strength` times the largest eigenvalue of its own evidence.
+
+    The pull grows with the square of the distance beyond JOINT_REACH, so that no joint leaves the character for a gain
+    in the last digit.
+    """
+    subtree = pose.subtree
+    mass = ((subtree @ A[3::4, 3::4]) * subtree).sum(1)
+    bend = _bend(pose)
+    evidence = torch.einsum("fbij,fbik->bjk", bend, bend) * mass[:, None, None]
+    reach = 1 + (pose.c - priors).square().sum(1) / JOINT_REACH**2
+    return strength * reach * torch.linalg.eigvalsh(evidence)[:, -1] + 1e-9 * mass * len(pose.R)
+
+
+def _bend(pose: Pose):
+    """R_parent - R (F,B,3,3): how a joint's position matters; zero for the root."""
+    parents = torch.as_tensor(pose.parents, device=pose.R.device).clamp_min(0)
+    bend = pose.R[:, parents] - pose.R
+    bend[:, 0] = 0
+    return bend
+
+
+def refine_pose(pose: Pose, A, Q, *, steps: int, stretching=(), joints=None, priors=None) -> Pose:
+    """Gauss-Newton steps on rotations, root shift and the shifts of `stretching` bones.
+
+    With `joints` (the pull (B,) of joint_prior_strength) and `priors` (B,3), joint positions are solved as well. A step
+    that does not lower a frame's energy is undone for that frame and its damping raised, so the energy never grows.
+    """
+    M = bone_matrices(pose)
+    value = energy(M, A, Q, per_frame=True)
+    for _ in range(steps):
+        moved, dc = _normal_step(pose, M, A, Q, (0, *stretching), joints, priors)
+        if dc is not None:
+            trial = replace(moved, c=pose.c + dc)
+            trial_M = bone_matrices(trial)
+            trial_value = energy(trial_M, A, Q, per_frame=True)
+            offset, shift = pose.c - priors, trial.c - priors
+            change = (trial_value - value).sum() + (joints * (shift.square().sum(1) - offset.square().sum(1))).sum()
+            if float(change) < 0:
+                damping = (pose.damping * 0.3).clamp_min(DAMPING_LEAST)
+                loose = max(pose.joint_damping * 0.3, JOINT_DAMPING_LEAST)
+                pose, M, value = replace(trial, damping=damping, joint_damping=loose), trial_M, trial_value
+                continue
+            pose = replace(pose, joint_damping=min(pose.joint_damping * 10, JOINT_DAMPING_MOST))
+            moved, _ = _normal_step(pose, M, A, Q, (0, *stretching), None, None)
+        moved_M = bone_matrices(moved)
+        moved_value = energy(moved_M, A, Q, per_frame=True)
+        better = moved_value < value
+        pick = better[:, None, None]
+        damping = torch.where(better, pose.damping * 0.3, pose.damping * 10).clamp(DAMPING_LEAST, DAMPING_MOST)
+        pose = replace(
+            pose,
+            R=torch.where(pick[..., None], moved.R, pose.R),
+            s=torch.where(pick, moved.s, pose.s),
+            damping=damping,
+        )
+        M = torch.where(pick[..., None], moved_M, M)
+        value = torch.where(better, moved_value, value)
+    return pose
+
+
+def stretch_gains(pose: Pose, A, Q):
+    """How much squared error (B,) a shift of each subtree alone would take away; zero for the root, which has one."""
+    m = flat(bone_matrices(pose))
+    subtree = pose.subtree
+    pull = (Q - m @ A).reshape(len(m), 3, -1, 4)[..., 3].transpose(1, 2)
+    force = subtree @ pull
+    mass = ((subtree @ A[3::4, 3::4]) * subtree).sum(1)
+    gains = force.square().sum((0, 2)) / mass.clamp_min(1e-9)
+    gains[0] = 0
+    return gains
+
+
+def _normal_step(pose: Pose, M, A, Q, shifting, joints, priors):
+    """One damped Gauss-Newton step; returns the moved pose and the joints' move (B,3) (None without `joints`)."""
+    frames, bones = M.shape[:2]
+    subtree = pose.subtree
+    mask = subtree.repeat_interleave(4, dim=1)  # (B,4B)
+    last = torch.zeros_like(mask)
+    last[:, 3::4] = subtree  # picks the translation column of every bone of the subtree
+    mass = last @ A @ last.T  # sum_v s_k s_l
+    shifting = list(shifting)
+    unknowns = 3 * (bones + len(shifting))
+    chunk = max(1, FRAMES_AT_A_TIME // (3 * bones * 4 * bones))
+    omega = torch.empty((frames, bones, 3), dtype=M.dtype, device=M.device)
+    tau = torch.empty((frames, len(shifting), 3), dtype=M.dtype, device=M.device)
+    if joints is not None:
+        schur = torch.diag(joints.repeat_interleave(3))
+        right = (joints[:, None] * (priors - pose.c)).reshape(-1)
+        bend_all = _bend(pose)
+        kept = []
+    for start in range(0, frames, chunk):
+        now = slice(start, min(start + chunk, frames))
+        m, q = flat(M[now]), Q[now]
+        count = len(m)
+        pivot = torch.einsum("fbij,bj->fbi", M[now, :, :, :3], pose.c) + M[now, :, :, 3]
+        pull = q - m @ A  # half the negative gradient with respect to m
+        columns = m.reshape(count, 3, bones, 4).permute(0, 2, 3, 1)
+        pulls = pull.reshape(count, 3, bones, 4).permute(0, 2, 3, 1)
+        force = subtree @ pulls[:, :, 3]  # (f,B,3) on every subtree
+        torque = subtree @ torch.linalg.cross(columns, pulls).sum(2) - torch.linalg.cross(pivot, force)
+        Z = (m[:, None] * mask[None, :, None] - pivot[..., None] * last[None, :, None]).reshape(count, 3 * bones, -1)
+        ZA = Z @ A
+        C = (ZA @ Z.mT).reshape(count, bones, 3, bones, 3)
+        trace = torch.diagonal(C, dim1=2, dim2=4).sum(-1)
+        H = torch.empty((count, unknowns, unknowns), dtype=M.dtype, device=M.device)
+        rotations = -C.permute(0, 1, 4, 3, 2)
+        rotations.diagonal(dim1=2, dim2=4).add_(trace[..., None])
+        n = 3 * bones
+        H[:, :n, :n] = rotations.reshape(count, n, n)
+        arm = cross_matrix((ZA @ last.T).reshape(count, bones, 3, bones).transpose(2, 3))  # (f,B,B,3,3) [sum y_k s_l]x
+        coupling = arm[:, :, shifting].permute(0, 1, 3, 2, 4).reshape(count, n, -1)
+        H[:, :n, n:], H[:, n:, :n] = coupling, coupling.mT
+        H[:, n:, n:] = torch.kron(mass[shifting][:, shifting], torch.eye(3, dtype=M.dtype, device=M.device))
+        diagonal = H.diagonal(dim1=1, dim2=2)
+        damping = pose.damping[now, None] if joints is None else pose.damping[now, None].clamp_min(pose.joint_damping)
+        diagonal += damping * diagonal + 1e-9
+        g = torch.cat([torque.reshape(count, n), force[:, shifting].reshape(count, -1)], dim=1)
+        factor = torch.linalg.cholesky_ex(H).L
+        if joints is None:
+            step = torch.cholesky_solve(g[..., None], factor)[..., 0]
+        else:
+            bend = bend_all[now]
+            to_joints = torch.cat([
+                torch.einsum("fklij,fljm->fkilm", arm, bend).reshape(count, n, n),
+                torch.einsum("kl,flim->fkilm", mass[shifting], bend).reshape(count, -1, n),
+            ], dim=1)  # fmt: skip
+            solved = torch.cholesky_solve(torch.cat([to_joints, g[..., None]], dim=2), factor)
+            schur -= torch.einsum("fiu,fiv->uv", to_joints, solved[..., :n])
+            flat_bend = bend.permute(0, 2, 1, 3).reshape(3 * count, n)
+            own = (flat_bend.T @ flat_bend) * mass.repeat_interleave(3, 0).repeat_interleave(3, 1)
+            schur += own
+            schur.diagonal().add_(pose.joint_damping * own.diagonal())
+            right += torch.einsum("fbij,fbi->bj", bend, force).reshape(-1)
+            right -= torch.einsum("fiu,fi->u", to_joints, solved[..., n])
+            kept.append((now, solved))
+            continue
+        omega[now], tau[now] = step[:, :n].reshape(count, bones, 3), step[:, n:].reshape(count, -1, 3)
+    dc = None
+    if joints is not None:
+        schur.diagonal().add_(1e-12)
+        dc = torch.cholesky_solve(right[:, None], torch.linalg.cholesky_ex(schur).L)[:, 0]
+        for now, solved in kept:
+            step = solved[..., 3 * bones] - solved[..., : 3 * bones] @ dc
+            omega[now] = step[:, : 3 * bones].reshape(-1, bones, 3)
+            tau[now] = step[:, 3 * bones :].reshape(len(step), -1, 3)
+        dc = dc.reshape(bones, 3)
+    return _moved(pose, omega, tau, shifting), dc
+
+
+def _moved(pose: Pose, omega, tau, shifting) -> Pose:
+    """Apply small rotations at all pivots, composed from the root to the leaves, and the shifts."""
+    turn = rotation_exponential(omega)
+    total: list[torch.Tensor] = []
+    shift = torch.zeros_like(pose.s)
+    for b, p in enumerate(pose.parents):
+        total.append(turn[:, b] if p < 0 else total[p] @ turn[:, b])
+        if b in shifting:
+            carried = pose.s[:, b] if p < 0 else (total[p] @ pose.s[:, b, :, None])[..., 0]
+            shift[:, b] = carried + tau[:, shifting.index(b)]
+    return replace(pose, R=torch.stack(total, dim=1) @ pose.R, s=shift)

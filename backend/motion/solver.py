@@ -1,0 +1,221 @@
+"""The motion solver: parts, free bones, skeleton, poses under the skeleton; how many joints, and where the time goes.
+
+    trajectories -> parts -> free bones -> tree of joints -> hierarchical refit (poses, joints, weights, rest shape)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from ..errors import no_progress
+from .free_bones import correct_rest_shape, fit_free_bones
+from .hierarchy import bone_matrices, joint_prior_strength, refine_pose, start_pose, stretch_gains
+from .joints import connect_bones
+from .parts import split_into_parts
+from .problem import Problem, make_problem, moments, rmse
+from .weights import solve_weights
+
+FREE_ITERATIONS = 10  # with momentum; more lowers the free bones' error but hardly the finished rig's
+ROUNDS = 10  # of poses and joints, weights, rest shape
+FIRST_STEPS = 3  # Gauss-Newton steps from the free bones' rotations
+LAST_STEPS = 2
+MOMENTUM = 0.7  # as in free_bones
+FIRST_PRIOR, LAST_PRIOR = 1e-3, 1e-5  # pull of the joints to their prior, loosened from round to round
+NOISE = 5e-4  # diagonals: motion explained better than this is evidence, and the joints' prior counts for less
+STRETCH_GAIN = 0.03  # a bone may stretch when that could lower the squared error by this share
+STRETCH_SHARE = 1 / 8  # of the bones, at most, may stretch
+PARTS_PER_TOLERANCE = 2.5  # rigid parts with this error become a skinned hierarchy within the tolerance, by experience
+TOLERANCE_MARGIN = 0.95  # aim this far below the tolerance: it is measured on all vertices of the user's mesh
+ATTEMPTS = 6  # numbers of joints that are tried
+LEAST_GAIN = 0.9  # half as many joints again must bring the error below this share, else they no longer pay
+MOST_JOINTS = 150  # found automatically; a rig with more is no longer one that a person can use
+
+
+@dataclass(frozen=True, eq=False)
+class MotionFit:
+    """Rig of the welded mesh in the trajectories' own units.
+
+    weights (N,B); motion (F,B,4,4), rest pose to frame f; joints (B,3); parents (B,), -1 for a root, parents first;
+    rest (N,3); rmse: fraction of the diagonal over the welded vertices; stretching: bones with keyed location.
+    Without a hierarchy all parents are -1 and the joints are the bones' weight centroids.
+    """
+
+    weights: np.ndarray
+    motion: np.ndarray
+    joints: np.ndarray
+    parents: np.ndarray
+    rest: np.ndarray
+    rmse: float
+    stretching: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def solve_motion(
+    trajectories,
+    edges,
+    anchor: int,
+    *,
+    joints: int | None = None,
+    tolerance: float = 0.1,
+    influences: int = 4,
+    rest_correction: bool = True,
+    stretch: bool = False,
+    hierarchy: bool = True,
+    iterations: int = FREE_ITERATIONS,
+    device: str = "cpu",
+    progress=no_progress,
+) -> MotionFit:
+    """Explain trajectories (F,N,3) by skinned bones on the connected graph `edges` (E,2); rest pose near frame `anchor`.
+
+    With `joints` None their number is found: the smallest tried that meets `tolerance` (per cent of the diagonal), or
+    the last that still paid. With `hierarchy` False the bones stay free (every bone has its own rigid motion per frame).
+    """
+    problem, centre, scale = make_problem(trajectories, edges, anchor, device)
+    solve = _Solve(problem, influences, rest_correction, stretch, hierarchy, iterations)
+    if joints is not None:
+        fit = solve.run(joints, lambda share, text: progress(share, text))
+        warnings = ()
+        if len(fit.parents) < joints:
+            warnings = (
+                f"The motion holds only {len(fit.parents)} parts that move differently, so the rig has "
+                f"{len(fit.parents)} joints instead of the {joints} asked for.",
+            )
+    else:
+        fit, warnings = _find_joint_count(solve, tolerance / 100, progress)
+    return replace(_in_scene_units(fit, centre, scale), warnings=warnings)
+
+
+@dataclass(frozen=True, eq=False)
+class _Solve:
+    """One way of solving, to be run with several numbers of bones."""
+
+    problem: Problem
+    influences: int
+    rest_correction: bool
+    stretch: bool
+    hierarchy: bool
+    iterations: int
+
+    def run(self, bones: int, progress) -> MotionFit:
+        problem = self.problem
+        progress(0.0, "Finding rigid parts")
+        labels, M = split_into_parts(problem, bones)
+        W = torch.nn.functional.one_hot(labels, M.shape[1]).to(M.dtype)
+        share = 0.4 if self.hierarchy else 0.9
+        M, W, u = fit_free_bones(
+            problem,
+            M,
+            W,
+            self.influences,
+            iterations=self.iterations,
+            rest_correction=self.rest_correction and not self.hierarchy,
+            tick=lambda done: progress(0.1 + (share - 0.1) * done, "Fitting bones"),
+        )
+        used = torch.nonzero(W.sum(0) > 0)[:, 0]
+        M, W = M[:, used], W[:, used]
+        if not self.hierarchy:
+            error = rmse(problem, M, *moments(problem, W, u))
+            centroids = (W.square().T @ u) / W.square().sum(0)[:, None]
+            return _to_numpy(M, W, u, centroids, np.full(M.shape[1], -1), error, ())
+        return self._fit_skeleton(M, W, u, progress, share)
+
+    def _fit_skeleton(self, M, W, u, progress, share: float) -> MotionFit:
+        problem = self.problem
+        tree = connect_bones(problem, M, W, u)
+        order = torch.as_tensor(tree.order, device=W.device)
+        W = W[:, order]
+        priors = torch.as_tensor(tree.priors, device=W.device)
+        A, Q = moments(problem, W, u)
+        pose = refine_pose(start_pose(M[:, order], tree.joints, tree.parents), A, Q, steps=FIRST_STEPS)
+        last, stretching = None, ()
+        for round_ in range(ROUNDS):
+            progress(share + (1 - share) * round_ / ROUNDS, "Fitting the skeleton")
+            prior = FIRST_PRIOR * (LAST_PRIOR / FIRST_PRIOR) ** (round_ / (ROUNDS - 1))
+            noise = min(1.0, (rmse(problem, bone_matrices(pose), A, Q) / NOISE) ** 2)
+            pull = joint_prior_strength(pose, A, priors, prior * noise)
+            pose = refine_pose(pose, A, Q, steps=1, stretching=stretching, joints=pull, priors=priors)
+            M = bone_matrices(pose)
+            ahead = M if last is None else M + MOMENTUM * (M - last)
+            last = M
+            W = solve_weights(problem, ahead, u, W, self.influences)
+            if self.rest_correction:
+                u = correct_rest_shape(problem, ahead, W)
+            A, Q = moments(problem, W, u)
+            if self.stretch and round_ == ROUNDS // 2:
+                stretching = _bones_to_stretch(problem, pose, A, Q)
+        pose = refine_pose(pose, A, Q, steps=LAST_STEPS, stretching=stretching)
+        M = bone_matrices(pose)
+        W = solve_weights(problem, M, u, W, self.influences)
+        if self.rest_correction:
+            u = correct_rest_shape(problem, M, W)
+        error = rmse(problem, M, *moments(problem, W, u))
+        return _to_numpy(M, W, u, pose.c, np.asarray(pose.parents), error, stretching)
+
+
+def _bones_to_stretch(problem: Problem, pose, A, Q) -> tuple[int, ...]:
+    """The few bones whose own translation would explain most of what is left."""
+    gains = stretch_gains(pose, A, Q)
+    left = rmse(problem, bone_matrices(pose), A, Q) ** 2 * problem.frames * problem.vertices
+    most = max(1, int(len(gains) * STRETCH_SHARE))
+    chosen = torch.argsort(gains, descending=True, stable=True)[:most].tolist()
+    return tuple(sorted(b for b in chosen if float(gains[b]) > STRETCH_GAIN * left))
+
+
+def _find_joint_count(solve: _Solve, tolerance: float, progress):
+    """Smallest number of joints among a few well-chosen ones whose rig meets the tolerance; (fit, warnings)."""
+    aim = tolerance * TOLERANCE_MARGIN
+    most = max(1, min(MOST_JOINTS, solve.problem.vertices // 4))
+    progress(0.0, "Counting joints")
+    labels, _ = split_into_parts(solve.problem, most, enough=PARTS_PER_TOLERANCE * tolerance)
+    bones = int(labels.max()) + 1
+    tried: dict[int, MotionFit] = {}
+    for attempt in range(ATTEMPTS):
+        fit = solve.run(
+            bones,
+            lambda share, text, a=attempt, b=bones: progress((a + share) / ATTEMPTS, f"{text} ({b} joints)"),
+        )
+        tried[bones] = fit
+        good = min((b for b, f in tried.items() if f.rmse <= aim), default=None)
+        bad = max((b for b, f in tried.items() if f.rmse > aim and (good is None or b < good)), default=None)
+        if good is None:
+            previous = sorted(tried)[-2] if len(tried) > 1 else None
+            stuck = previous is not None and fit.rmse > LEAST_GAIN * tried[previous].rmse
+            if stuck or bones >= most or len(fit.parents) < bones:
+                break
+            bones = min(most, max(bones + 1, round(bones * min(1.5, (fit.rmse / aim) ** 0.8 * 1.05))))
+        elif bad is None:
+            if good <= 2 or tried[good].rmse > 0.8 * aim:
+                break
+            bones = max(2, round(good * max(0.6, (tried[good].rmse / aim) ** 0.8)))
+        else:
+            if good - bad <= max(1, good // 8):
+                break
+            bones = (good + bad) // 2
+        if bones in tried:
+            break
+    if good is not None:
+        return tried[good], ()
+    best = min(tried.values(), key=lambda f: f.rmse)
+    warning = (
+        f"The rig reaches {100 * best.rmse:.2g} % instead of the tolerance of {100 * tolerance:.2g} %: more joints no "
+        "longer pay (noise, quantised positions or stretching that joint rotations cannot follow); raise --joints or "
+        "the tolerance, or allow stretch."
+    )
+    return best, (warning,)
+
+
+def _to_numpy(M, W, u, joints, parents, error, stretching) -> MotionFit:
+    frames, bones = M.shape[:2]
+    motion = np.zeros((frames, bones, 4, 4))
+    motion[..., :3, :] = M.cpu().numpy()
+    motion[..., 3, 3] = 1
+    return MotionFit(W.cpu().numpy(), motion, joints.cpu().numpy(), parents, u.cpu().numpy(), error, stretching)
+
+
+def _in_scene_units(fit: MotionFit, centre, scale: float) -> MotionFit:
+    motion = fit.motion.copy()
+    motion[..., :3, 3] = motion[..., :3, 3] * scale + centre - motion[..., :3, :3] @ centre
+    return replace(fit, motion=motion, joints=fit.joints * scale + centre, rest=fit.rest * scale + centre)

@@ -1,0 +1,190 @@
+"""Skin weights for given poses: an exact small quadratic program on the simplex for every vertex.
+
+For a vertex with candidate bones the squared error over all frames is w^T G w - 2 c^T w + const, with
+G[a,b] = U^T (sum_f M_a^T M_b) U and c[b] = sum_f <x, M_b U>; plus a pull `strength` to the rigidness-smoothed weights
+(Le & Deng 2014). The support of at most K bones is grown greedily from the best pair and compared with the support the
+vertex had, so a solve never makes the energy larger.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .problem import BoneErrors, Problem, bone_errors, homogeneous, smooth
+
+CANDIDATES = 10  # bones looked at for each vertex
+SMOOTHNESS = 1e-4  # pull to the smoothed weights, times the rest shape's spread
+NEGLIGIBLE = 1e-6  # smaller weights are dropped
+RIDGE = 1e-10  # of a support's largest diagonal entry: two bones that move alike share a vertex's weight
+CHUNK = 2048  # vertices at a time: bounds the memory of the candidate Gram matrices
+
+
+def solve_weights(problem: Problem, M, u, W, influences: int, smoothness: float = SMOOTHNESS):
+    """Weights (N,B) for poses M (F,B,3,4) and rest shape u (N,3), starting from W (N,B)."""
+    errors = bone_errors(problem, M, u)
+    pull = smoothness * problem.spread
+    smoothed = smooth(problem, W)
+    table = _pair_table(errors.gram)
+    new = torch.empty_like(W)
+    for start in range(0, problem.vertices, CHUNK):
+        rows = slice(start, start + CHUNK)
+        new[rows] = _solve_rows(errors, table, homogeneous(u[rows]), rows, smoothed[rows], W[rows], pull, influences)
+    new = torch.where(new < NEGLIGIBLE, 0.0, new)
+    return new / new.sum(1, keepdim=True)
+
+
+def _pair_table(gram):
+    """(10,B*B): the ten products u_i u_j, i <= j, times this give G[a,b] of every pair of bones at once."""
+    bones = len(gram)
+    i, j = torch.triu_indices(4, 4, device=gram.device)
+    both = gram[..., i, j] + gram[..., j, i]
+    return torch.where(i == j, both / 2, both).reshape(bones * bones, -1).T.contiguous()
+
+
+def _solve_rows(errors: BoneErrors, table, U, rows, smoothed, previous, pull, influences):
+    count, bones = previous.shape
+    wanted = min(influences, bones)
+    i, j = torch.triu_indices(4, 4, device=U.device)
+    all_pairs = (U[:, i] * U[:, j]) @ table  # (n, B*B)
+    candidates = min(CANDIDATES, bones)
+    score = errors.alone[rows] - 2 * pull * smoothed
+    score = torch.where(previous > 0, score - score.abs().max() * 2 - 1, score)  # those in use are always looked at
+    chosen = score.topk(candidates, dim=1, largest=False).indices
+    G = all_pairs.gather(1, (chosen[:, :, None] * bones + chosen[:, None, :]).reshape(count, -1))
+    G = G.reshape(count, candidates, candidates)
+    G = G + pull * torch.eye(candidates, dtype=G.dtype, device=G.device)
+    c = errors.linear[rows].gather(1, chosen) + pull * smoothed.gather(1, chosen)
+    support = greedy_support(G, c, min(wanted, candidates))
+    weights, value = simplex_weights(*restrict(G, c, support))
+    old_support = previous.gather(1, chosen).topk(support.shape[1], dim=1).indices
+    old_weights, old_value = simplex_weights(*restrict(G, c, old_support))
+    keep = old_value <= value
+    support = torch.where(keep[:, None], old_support, support)
+    weights = torch.where(keep[:, None], old_weights, weights)
+    return torch.zeros_like(previous).scatter_(1, chosen.gather(1, support), weights)
+
+
+def restrict(G, c, support):
+    """G (n,C,C), c (n,C) -> the same on support (n,K)."""
+    n, size = support.shape
+    sub = G.gather(1, support[:, :, None].expand(n, size, G.shape[2])).gather(2, support[:, None, :].expand(n, size, size))
+    return sub, c.gather(1, support)
+
+
+def greedy_support(G, c, size: int):
+    """Support (n,size): the best single or pair in closed form, then the bone that lowers the energy most.
+
+    With the pair's first bone as reference the sum constraint is gone (z_b moves weight from the reference to b) and
+    adding a bone is one step of Gauss-Jordan elimination; only steps that keep all weights non-negative are taken.
+    """
+    n, candidates = c.shape
+    diagonal = torch.diagonal(G, dim1=1, dim2=2)
+    if size == 1 or candidates == 1:
+        return (diagonal - 2 * c).argmin(1, keepdim=True)
+    a, b = torch.triu_indices(candidates, candidates, 1, device=G.device)
+    curvature = (diagonal[:, a] + diagonal[:, b] - 2 * G[:, a, b]).clamp_min(1e-30)
+    slope = c[:, b] - c[:, a] - G[:, a, b] + diagonal[:, a]
+    t = (slope / curvature).clamp(0, 1)
+    value = diagonal[:, a] - 2 * c[:, a] + t * (t * curvature - 2 * slope)
+    best = value.argmin(1)
+    reference, second = a[best], b[best]
+    row = torch.arange(n, device=G.device)
+    to_reference = G[row, reference]  # (n,C)
+    H = G - to_reference[:, :, None] - to_reference[:, None, :] + diagonal[row, reference][:, None, None]
+    r = c - c[row, reference][:, None] - to_reference + diagonal[row, reference][:, None]
+    start_diagonal = torch.diagonal(H, dim1=1, dim2=2).clone()
+    support = [reference, second]
+    tableau, z = _eliminate(H, r, second, row)
+    for _ in range(2, min(size, candidates)):
+        inside = torch.zeros_like(c, dtype=torch.bool)
+        for s in support:
+            inside[row, s] = True
+        remaining = torch.diagonal(tableau, dim1=1, dim2=2)
+        usable = ~inside & (remaining > RIDGE * start_diagonal + 1e-30)
+        step = torch.where(usable, z / torch.where(usable, remaining, 1.0), 0.0)
+        gain = torch.where(usable & (step > 0), z * step, -torch.inf)
+        left = torch.ones_like(c)
+        for s in support[1:]:
+            after = z[row, s][:, None] - tableau[row, s] * step
+            left = left - after
+            gain = torch.where(after < 0, -torch.inf, gain)
+        gain = torch.where(left - step < 0, -torch.inf, gain)
+        gain, new = gain.max(1)
+        # a vertex that gains nothing takes any unused bone; the exact solve gives it weight zero
+        spare = (~inside).to(torch.int8).argmax(1)
+        added = gain > 0
+        new = torch.where(added, new, spare)
+        support.append(new)
+        next_tableau, next_z = _eliminate(tableau, z, new, row)
+        tableau = torch.where(added[:, None, None], next_tableau, tableau)
+        z = torch.where(added[:, None], next_z, z)
+    return torch.stack(support, dim=1)
+
+
+def _eliminate(H, r, pivot, row):
+    """One Gauss-Jordan step on the rows of the symmetric system H z = r."""
+    column = H[row, :, pivot]
+    scale = column[row, pivot].clamp_min(1e-30)
+    line = H[row, pivot] / scale[:, None]
+    value = r[row, pivot] / scale
+    H = H - column[:, :, None] * line[:, None, :]
+    r = r - column * value[:, None]
+    H[row, pivot] = line
+    r[row, pivot] = value
+    return H, r
+
+
+def simplex_weights(G, c):
+    """argmin w^T G w - 2 c^T w over w >= 0, sum w = 1, exactly; (n,K,K), (n,K) -> weights (n,K), value (n,).
+
+    A primal active-set method (Lawson & Hanson 1974) over all rows at once: solve on the free set, step back to the
+    first bound that is hit, free the bound with the most negative multiplier; ends after finitely many steps, in
+    practice three or four.
+    """
+    n, size = c.shape
+    if size == 1:
+        return torch.ones_like(c), G[:, 0, 0] - 2 * c[:, 0]
+    eye = torch.eye(size, dtype=G.dtype, device=G.device)
+    level = torch.diagonal(G, dim1=1, dim2=2).amax(1).clamp_min(1e-30)
+    G = G + (RIDGE * level)[:, None, None] * eye
+    best = (torch.diagonal(G, dim1=1, dim2=2) - 2 * c).argmin(1)
+    weights = torch.nn.functional.one_hot(best, size).to(G.dtype)
+    free = torch.ones_like(weights, dtype=torch.bool)
+    active = torch.arange(n, device=G.device)
+    for step in range(4 * size):
+        g, f, w = G[active], free[active], weights[active]
+        target = _equality_solve(g, c[active], f, eye)
+        bad = f & (target < 0)
+        ratio = torch.where(bad, w / (w - target).clamp_min(1e-300), torch.inf)
+        alpha = ratio.amin(1).clamp_max(1.0)
+        w = torch.where(f, w + alpha[:, None] * (target - w), 0.0)
+        blocked = bad.any(1)
+        hit = bad & (ratio <= alpha[:, None])
+        w = torch.where(hit, 0.0, w)
+        f = f & ~hit
+        gradient = (g @ w[:, :, None])[:, :, 0] - c[active]
+        multiplier = torch.where(f, gradient, 0.0).sum(1) / f.sum(1)
+        slack = torch.where(f, torch.inf, gradient - multiplier[:, None])
+        lowest, entering = slack.min(1)
+        release = ~blocked & (lowest < -1e-12 * level[active])
+        f = f | (torch.nn.functional.one_hot(entering, size).bool() & release[:, None])
+        weights[active], free[active] = w, f
+        active = active[blocked | release]
+        if len(active) == 0:
+            break
+    weights = weights.clamp_min(0)
+    weights = weights / weights.sum(1, keepdim=True)
+    value = (weights * ((G @ weights[:, :, None])[:, :, 0] - 2 * c)).sum(1)
+    return weights, value
+
+
+def _equality_solve(G, c, free, eye):
+    """Minimiser on the free set with sum 1; the other entries are zero."""
+    both = free[:, :, None] & free[:, None, :]
+    system = torch.where(both, G, eye * torch.diagonal(G, dim1=1, dim2=2).amax(1)[:, None, None])
+    factor = torch.linalg.cholesky_ex(system).L
+    ones = free.to(G.dtype)
+    sides = torch.stack([c * ones, ones], dim=2)
+    first, second = torch.cholesky_solve(sides, factor).unbind(2)
+    first, second = first * ones, second * ones
+    return first + second * ((1 - first.sum(1)) / second.sum(1))[:, None]
