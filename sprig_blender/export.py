@@ -1,0 +1,127 @@
+"""Saving a result as .blend, .glb, .fbx or .usdc: our armature and meshes and nothing else of the user's scene.
+
+Everything is exported from a scene made for the purpose, whose frame rate and range are the rig's. So keys land on whole
+frames, other objects are neither evaluated nor written, and the user's scene stays as it is.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import bpy
+
+from ..backend.errors import SprigError
+from .console import PendingFiles, writing_error
+from .write_armature import MADE_FROM_SEQUENCE, WrittenRig
+
+
+def export(path, context, written: WrittenRig, *, sources):
+    """Write the result to `path`, in the format of its suffix, replacing what is there.
+
+    A .blend also holds the source objects, hidden, unless they only stood in for a file. The file appears under its
+    name when it is complete. SprigError for another suffix, a place that cannot be written, or a full disk.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise SprigError(f"{path.name} has no suffix that can be written; choose one of {', '.join(FORMATS)}.")
+    with PendingFiles() as files, _scene_of(context, written) as scene:
+        pending = files.add(path)
+        with context.temp_override(scene=scene, view_layer=scene.view_layers[0]):
+            try:
+                FORMATS[path.suffix.lower()](pending, scene, written, sources)
+            except OSError as error:
+                raise writing_error(error, path) from error
+            except RuntimeError as error:  # how Blender's operators report, and its Python exporters' OSErrors too
+                reason = str(error).strip().splitlines()[-1].removeprefix("Error: ").rstrip(".")
+                raise SprigError(
+                    f"{path} could not be written ({reason}); check the free space, or choose another place."
+                ) from error
+        if pending.stat().st_size == 0:  # some of Blender's writers only print what went wrong
+            raise SprigError(f"{path} could not be written; check the free space, or choose another place.")
+        files.commit()
+
+
+@contextmanager
+def _scene_of(context, written: WrittenRig):
+    """A scene with the result alone, at its frame rate and range and in the user's units; removed afterwards."""
+    scene = bpy.data.scenes.new("SPRig")
+    try:
+        scene.render.fps = max(1, round(written.fps))
+        scene.render.fps_base = scene.render.fps / written.fps
+        first, last = written.action.frame_range
+        scene.frame_start, scene.frame_end = int(first), int(last)
+        scene.frame_set(int(first))
+        scene.unit_settings.system = context.scene.unit_settings.system
+        scene.unit_settings.scale_length = context.scene.unit_settings.scale_length
+        for thing in (written.armature, *written.meshes):
+            scene.collection.objects.link(thing)
+        yield scene
+    finally:
+        bpy.data.scenes.remove(scene)
+
+
+def _write_blend(path: Path, scene, written: WrittenRig, sources):
+    """A file of this scene and what it needs; caches, images and libraries by paths relative to it."""
+    for thing in (written.armature, *written.meshes):
+        scene.collection.objects.unlink(thing)  # they come with their collection, by which a later run finds them
+    scene.collection.children.link(written.collection)
+    layer = scene.view_layers[0]
+    for source in sources:
+        if MADE_FROM_SEQUENCE not in source:
+            scene.collection.objects.link(source)
+            source.hide_set(True, view_layer=layer)
+    layer.objects.active = written.armature
+    bpy.data.libraries.write(str(path), {scene}, path_remap="RELATIVE", compress=True)
+
+
+def _write_glb(path: Path, scene, written: WrittenRig, sources):
+    bpy.ops.export_scene.gltf(
+        filepath=str(path),
+        export_format="GLB",
+        use_active_scene=True,
+        export_animation_mode="ACTIVE_ACTIONS",  # not every action of the file
+        export_nla_strips_merged_animation_name=written.action.name,
+        export_force_sampling=True,
+        export_optimize_animation_size=False,  # would drop keys within a tolerance of its own
+        export_influence_nb=4,
+        export_all_influences=_most_influences(written) > 4,
+        export_extras=True,  # the bones' evidence
+    )
+
+
+def _write_fbx(path: Path, scene, written: WrittenRig, sources):
+    bpy.ops.export_scene.fbx(
+        filepath=str(path),
+        object_types={"ARMATURE", "MESH"},
+        use_mesh_modifiers=False,  # the armature stays an armature; shape keys survive
+        mesh_smooth_type="FACE",
+        add_leaf_bones=False,
+        bake_anim=True,
+        bake_anim_use_nla_strips=False,
+        bake_anim_use_all_actions=False,
+        bake_anim_step=1.0,
+        bake_anim_simplify_factor=0.0,
+    )
+
+
+def _write_usd(path: Path, scene, written: WrittenRig, sources):
+    settings = {
+        "filepath": str(path),
+        "export_animation": True,
+        "export_armatures": True,
+        "export_shapekeys": True,
+        "export_textures": False,  # a folder of textures beside the file would outlive a failure; Blender 4.2
+        "export_textures_mode": "KEEP",  # the same since 4.5
+        "relative_paths": True,
+    }
+    known = bpy.ops.wm.usd_export.get_rna_type().properties
+    bpy.ops.wm.usd_export(**{name: value for name, value in settings.items() if name in known})
+
+
+def _most_influences(written: WrittenRig) -> int:
+    """The largest number of bones that move one vertex."""
+    return max((len(vertex.groups) for mesh in written.meshes for vertex in mesh.data.vertices), default=0)
+
+
+FORMATS = {".blend": _write_blend, ".glb": _write_glb, ".fbx": _write_fbx, ".usdc": _write_usd}
