@@ -59,7 +59,7 @@ def simulation_start(scene: bpy.types.Scene, objects) -> int | None:
 
 def _changes(thing: bpy.types.Object) -> bool:
     """Whether something of the object's own changes with time, whatever it depends on."""
-    if any(is_keyed(block) for block in _datablocks(thing)):
+    if any(is_keyed(block) for block in datablocks(thing)):
         return True
     if thing.rigid_body and thing.rigid_body.type == "ACTIVE":
         return True
@@ -95,7 +95,7 @@ def varies(curve: bpy.types.FCurve) -> bool:
     return len(values) > 1 and bool(np.ptp(values) > STILL * np.abs(values).max())
 
 
-def _datablocks(thing: bpy.types.Object) -> Iterator[bpy.types.ID]:
+def datablocks(thing: bpy.types.Object) -> Iterator[bpy.types.ID]:
     """The IDs whose animation changes the object: itself, its data, shape keys, node trees, textures."""
     yield thing
     if thing.data is not None:
@@ -126,7 +126,7 @@ def _direct_influences(thing: bpy.types.Object) -> Iterator[bpy.types.Object]:
                 for item in modifier.node_group.interface.items_tree:
                     if item.item_type == "SOCKET" and item.in_out == "INPUT":
                         yield from _as_objects(node_input(modifier, item.identifier))
-    for block in _datablocks(thing):
+    for block in datablocks(thing):
         for driver in block.animation_data.drivers if block.animation_data else ():
             for variable in driver.driver.variables:
                 for target in variable.targets:

@@ -67,9 +67,7 @@ def read(path, *, fps: float | None = None, up: str | None = None) -> MeshSequen
     noted_rate, nodes = _copy_out(path)
     meshes = [node for node in nodes if isinstance(node, _Mesh)]
     if not meshes:
-        raise SprigError(
-            f"{path.name} holds no polygon mesh with vertices; export meshes rather than points or curves."
-        )
+        raise _without_mesh(path)
     times = _frame_times(path, nodes)
     fps, numbers = _frame_numbers(times, fps, noted_rate)
     for mesh in meshes:
@@ -103,12 +101,21 @@ def read(path, *, fps: float | None = None, up: str | None = None) -> MeshSequen
     )
 
 
-def probe(path) -> None:
-    """Raise SprigError unless the archive can be read to its end; Blender's importer aborts on some that cannot.
+def probe(path, *, fps: float | None = None) -> tuple[float, np.ndarray]:
+    """Frame rate and frame numbers (F,), as `read` has them; SprigError unless the archive can be read to its end.
 
-    Reads more than `read` does: texture coordinates, normals, curves, points and cameras, which Blender imports too.
+    Blender's importer aborts on some that cannot. Looks at more than `read` does: texture coordinates, normals,
+    curves, points and cameras, which Blender imports too.
     """
-    _copy_out(Path(path), everything=True)
+    path = Path(path)
+    noted_rate, nodes = _copy_out(path, everything=True)
+    if not any(isinstance(node, _Mesh) for node in nodes):
+        raise _without_mesh(path)
+    return _frame_numbers(_frame_times(path, nodes), fps, noted_rate)
+
+
+def _without_mesh(path: Path) -> SprigError:
+    return SprigError(f"{path.name} holds no polygon mesh with vertices; export meshes rather than points or curves.")
 
 
 def _copy_out(path: Path, everything: bool = False) -> tuple[float | None, list[_Transform | _Mesh]]:
@@ -237,8 +244,7 @@ def _world_matrices(transform: _Transform, above: np.ndarray | None, times: np.n
         return local
     earlier = np.searchsorted(transform.times, times + TIME_TOLERANCE, side="right") - 1
     inherits = transform.inherits[np.maximum(earlier, 0)]
-    with np.errstate(invalid="ignore", over="ignore"):  # positions that are not finite are reported by the sequence
-        return np.where(inherits[:, None, None], local @ above, local)
+    return np.where(inherits[:, None, None], local @ above, local)
 
 
 def _interpolate(times: np.ndarray, samples: np.ndarray, time: float) -> np.ndarray:
@@ -256,8 +262,7 @@ def _interpolate(times: np.ndarray, samples: np.ndarray, time: float) -> np.ndar
 
 def _transform(positions: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """Positions (V,3) float64 under a row-vector matrix (4,4)."""
-    with np.errstate(invalid="ignore", over="ignore"):  # positions that are not finite are reported by the sequence
-        return positions.astype(np.float64) @ matrix[:3, :3] + matrix[3, :3]
+    return positions.astype(np.float64) @ matrix[:3, :3] + matrix[3, :3]
 
 
 def _unique(names: list[str]) -> tuple[str, ...]:
