@@ -46,6 +46,19 @@ def copy_at_rest(context, source, rest_vertices, collection, name: str):
     return copy
 
 
+def mesh_from_arrays(name: str, vertices, triangles):
+    """A new mesh of vertices (V,3) and triangles (M,3)."""
+    mesh = bpy.data.meshes.new(name)
+    mesh.vertices.add(len(vertices))
+    mesh.loops.add(3 * len(triangles))
+    mesh.polygons.add(len(triangles))
+    mesh.attributes["position"].data.foreach_set("vector", np.asarray(vertices, dtype=np.float32).ravel())
+    mesh.loops.foreach_set("vertex_index", np.asarray(triangles, dtype=np.int32).ravel())
+    mesh.polygons.foreach_set("loop_start", np.arange(0, 3 * len(triangles), 3, dtype=np.int32))
+    mesh.update(calc_edges=True)
+    return mesh
+
+
 def is_mirrored(source) -> bool:
     """Whether the object's world transform turns the surface inside out (an odd number of negative scales).
 

@@ -23,7 +23,7 @@ from ..backend.kinematics import bone_frames
 from ..backend.rig import Rig
 from ..backend.sequence import MeshSequence
 from .compat import channels_for, new_curve
-from .skinned_mesh import copy_at_rest, pruned, write_vertex_groups
+from .skinned_mesh import copy_at_rest, mesh_from_arrays, pruned, write_vertex_groups
 
 MARK = "sprig_result"  # on our collection: {"objects": [...], "sources": [...]}
 MADE_FROM_SEQUENCE = "sprig_made_from_sequence"  # on meshes that stand in for a source that is no Blender object
@@ -106,7 +106,8 @@ def write_armature(
         _select(context, *selection)
         raise
     remove_previous(context, sources)
-    collection[MARK] = {"objects": [armature, *meshes], "sources": list(sources)}
+    lasting = [source for source in sources if MADE_FROM_SEQUENCE not in source]
+    collection[MARK] = {"objects": [armature, *meshes], "sources": lasting}
     _name_result(sources, collection, armature, meshes, action)
     for source in sources:
         _hide(context, source)
@@ -144,14 +145,7 @@ def mesh_from_sequence(context, sequence: MeshSequence) -> list:
         rows = sequence.object_id == k
         place[rows] = np.arange(rows.sum())
         faces = place[sequence.faces[rows[sequence.faces[:, 0]]]]
-        mesh = bpy.data.meshes.new(name)
-        mesh.vertices.add(int(rows.sum()))
-        mesh.loops.add(faces.size)
-        mesh.polygons.add(len(faces))
-        mesh.attributes["position"].data.foreach_set("vector", sequence.vertices[0, rows].ravel())
-        mesh.loops.foreach_set("vertex_index", faces.astype(np.int32).ravel())
-        mesh.polygons.foreach_set("loop_start", np.arange(0, faces.size, 3, dtype=np.int32))
-        mesh.update(calc_edges=True)
+        mesh = mesh_from_arrays(name, sequence.vertices[0, rows], faces)
         mesh.validate()
         mesh.shade_smooth()
         source = bpy.data.objects.new(name, mesh)
