@@ -6,8 +6,9 @@ sides do not mirror each other exactly: limbs are paired by where they leave the
 branch, rather than by where their ends happen to be.
 
 A name says no more than the skeleton shows. `leg`: a pair the character stands on; `arm`: the one other pair of an
-upright biped; `head`, `tail`: ends of the trunk that can be told apart. Everything else is a `limb`, a `side` (a small
-pair), a `chain` or a `branch`.
+upright biped; `head`, `tail`: ends of the `spine` that can be told apart. Everything else is a `limb`, a `side` (a
+small pair), a `chain` or a `branch`. A skeleton made from motion alone often mirrors in part only: it gets sides where
+limbs do mirror, across a plane that an axis confirms, and no anatomy.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ TRUNK_CREDIT = 0.8  # of a joint on the plane, against 1 for a mirrored one: els
 SINGLE_CREDIT = -0.5  # of a joint off the plane without a partner
 AXIS_BONUS = (0.1, 0.05)  # for planes across X and Y: nearly all files have the character face along an axis
 MAX_PLANES = 64  # mirror planes tried in full
+CLEAR = (
+    0.6  # mean credit per joint above which the symmetry is beyond doubt; artists' skeletons reach 0.75 to 1 in motion
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +78,11 @@ class _Fold:
     side: np.ndarray
     score: float
 
+    @property
+    def clear(self) -> bool:
+        """Whether so much of the skeleton mirrors that limbs, head and tail may be told by their shape."""
+        return self.score >= CLEAR * len(self.side)
+
 
 def name_joints(joints, parents) -> list[str]:
     """Names for a skeleton's joints (J,3), parents (J,) before their children: unique, at most 40 characters.
@@ -103,15 +112,24 @@ def _left(normal, forward) -> int:
 def _best_fold(tree: _Tree) -> _Fold:
     """The fold that mirrors most of the skeleton; one without pairs where nothing mirrors."""
     count = len(tree.parents)
-    best = _Fold(np.array([1.0, 0, 0]), np.full(count, -1), np.zeros(count, int), 0.0)
-    for normal, point in _planes(tree):
-        fold = _folded(tree, normal, point)
-        pairs = np.count_nonzero(fold.side > 0)
-        # A lone chain bent in the middle is no body with two sides: those have a trunk, or several pairs at the root.
-        tops = [j for j in np.flatnonzero(fold.side > 0) if tree.parents[j] < 0 or fold.side[tree.parents[j]] == 0]
-        if pairs and (len(tops) > 1 or np.count_nonzero(fold.side == 0) > 1) and fold.score > best.score:
-            best = fold
-    return best
+    nothing = _Fold(np.array([1.0, 0, 0]), np.full(count, -1), np.zeros(count, int), 0.0)
+    folds = [_folded(tree, normal, point) for normal, point in _planes(tree)]
+    folds = [fold for fold in folds if _has_two_sides(tree, fold)]
+    best = max(folds, key=lambda fold: fold.score, default=nothing)
+    if not best.clear:
+        folds = [fold for fold in folds if np.abs(fold.normal[:2]).max() == 1]  # exactly across X or Y
+        best = max(folds, key=lambda fold: fold.score, default=nothing)
+    return best if best.score > 0 else nothing
+
+
+def _has_two_sides(tree: _Tree, fold: _Fold) -> bool:
+    """Whether a fold shows a body: a trunk or several pairs. A lone chain bent in the middle has neither."""
+    return np.count_nonzero(fold.side == 0) > 1 or len(_tops(tree, fold)) > 1
+
+
+def _tops(tree: _Tree, fold: _Fold) -> list[int]:
+    """The joints on the + side where a pair leaves the trunk."""
+    return [j for j in np.flatnonzero(fold.side > 0).tolist() if tree.parents[j] < 0 or fold.side[tree.parents[j]] == 0]
 
 
 def _planes(tree: _Tree):
@@ -297,7 +315,7 @@ def _base_names(tree: _Tree, fold: _Fold) -> tuple[list[str], np.ndarray | None]
     """Names without the suffix, the same for both of a pair, and where the character faces if the skeleton shows it."""
     names = _Names(tree, fold)
     central = [j for j in range(len(tree.parents)) if fold.side[j] == 0]
-    tops = [j for j in np.flatnonzero(fold.side > 0).tolist() if tree.parents[j] < 0 or fold.side[tree.parents[j]] == 0]
+    tops = _tops(tree, fold)
     limbs = [j for j in tops if names.length(j) >= LIMB_LENGTH * tree.size]
 
     trunk = set(np.flatnonzero(tree.parents < 0).tolist())  # the roots, and what leads from them to a limb
@@ -309,9 +327,9 @@ def _base_names(tree: _Tree, fold: _Fold) -> tuple[list[str], np.ndarray | None]
     trunk = {j for j in trunk if fold.side[j] == 0}
     ends = [j for j in central if j not in trunk and int(tree.parents[j]) in trunk]
 
-    legs = [j for j in limbs if _stands_on(tree, names, j)]
+    legs = [j for j in limbs if fold.clear and _stands_on(tree, names, j)]
     arms = _arms(tree, names, legs, [j for j in limbs if j not in legs])
-    head, tail = _head_and_tail(tree, names, ends, limbs, legs, arms)
+    head, tail = _head_and_tail(tree, names, ends if fold.clear else [], limbs, legs, arms)
     forward = _forward(tree, fold, names, legs, head, trunk, upright=bool(arms))
 
     def order(j):  # front first where that is known, else top first
@@ -320,7 +338,7 @@ def _base_names(tree: _Tree, fold: _Fold) -> tuple[list[str], np.ndarray | None]
             np.round([-place @ (UP if forward is None else forward) / tree.size, -place @ UP / tree.size], 6)
         ), j
 
-    _write_trunk(tree, names, trunk)
+    _write_trunk(tree, names, trunk, "spine" if fold.clear else "trunk")
     kinds = {"leg": legs, "arm": arms, "head": head, "tail": tail}
     kinds["limb"] = [j for j in limbs if j not in legs + arms]
     kinds["side"] = [j for j in tops if j not in limbs]
@@ -331,8 +349,8 @@ def _base_names(tree: _Tree, fold: _Fold) -> tuple[list[str], np.ndarray | None]
     return names.names, forward
 
 
-def _write_trunk(tree: _Tree, names: _Names, trunk: set) -> None:
-    """The roots, and the paths of the trunk between them and the limbs: `spine`."""
+def _write_trunk(tree: _Tree, names: _Names, trunk: set, name: str) -> None:
+    """The roots, and the paths of the trunk between them and the limbs."""
     roots = [j for j in sorted(trunk) if tree.parents[j] < 0]
     for index, j in enumerate(roots):
         names.write(j, "root" if len(roots) == 1 else f"root_{_letter(index)}")
@@ -345,7 +363,7 @@ def _write_trunk(tree: _Tree, names: _Names, trunk: set) -> None:
             starts += onward[1:]
         paths.append(path)
     for index, path in enumerate(paths):
-        names.write_chain(path, "spine" if len(paths) == 1 else f"spine_{_letter(index)}")
+        names.write_chain(path, name if len(paths) == 1 else f"{name}_{_letter(index)}")
 
 
 def _stands_on(tree: _Tree, names: _Names, j: int) -> bool:
