@@ -101,7 +101,7 @@ class Rig:
             raise SprigError(f"The anchor should be one of the {frames} frames, is {self.anchor}.")
         row_error = np.abs(self.weights.sum(axis=1, dtype=np.float64) - 1).max()
         if self.weights.min() < 0 or row_error > ROW_SUM_TOLERANCE:
-            raise SprigError(f"Skin weights should be non-negative rows that sum to 1 (worst row is off by {row_error:.2g}).")
+            raise SprigError(f"Skin weights should be non-negative rows that sum to 1 (one is off by {row_error:.2g}).")
 
     @property
     def rmse(self) -> float:

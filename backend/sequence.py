@@ -38,17 +38,18 @@ class MeshSequence:
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self):
-        vertices = np.ascontiguousarray(self.vertices, dtype=np.float32)
-        if vertices.ndim != 3 or vertices.shape[2] != 3 or len(vertices) == 0:
-            raise SprigError(f"vertices should have shape (frames, vertices, 3), shape is {vertices.shape}.")
+        with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which _check reports
+            vertices = np.ascontiguousarray(_positions(self.vertices), dtype=np.float32)
         frames, count = vertices.shape[:2]
-        faces = np.ascontiguousarray(self.faces, dtype=np.int32)
+        faces = np.asarray(self.faces)
+        if faces.dtype.kind not in "iu" and faces.size:
+            raise SprigError(f"faces should hold whole numbers, they hold {faces.dtype.name}.")
         numbers = np.arange(1, frames + 1) if self.frame_numbers is None else self.frame_numbers
         index = np.arange(frames) if self.frame_index is None else self.frame_index
         object_id = np.zeros(count) if self.object_id is None else self.object_id
         settle = {
             "vertices": vertices,
-            "faces": faces.reshape(0, 3) if faces.size == 0 else faces,
+            "faces": faces.reshape(0, 3) if faces.size == 0 else faces,  # to int32 once the range is known
             "fps": float(self.fps),
             "origin": np.asarray(np.zeros(3) if self.origin is None else self.origin, dtype=np.float64),
             "object_id": np.ascontiguousarray(object_id, dtype=np.int32),
@@ -59,12 +60,11 @@ class MeshSequence:
         for field, value in settle.items():
             object.__setattr__(self, field, value)
         self._check()
+        object.__setattr__(self, "faces", np.ascontiguousarray(faces, dtype=np.int32))
 
     def _check(self):
         frames, count = self.vertices.shape[:2]
-        if count < MIN_VERTICES:
-            raise SprigError(f"The mesh has {count} vertices; a rig needs at least {MIN_VERTICES}.")
-        if len(self.faces) == 0:
+        if self.faces.size == 0:
             raise SprigError("The mesh has no faces; give a surface mesh rather than points or curves.")
         if self.faces.ndim != 2 or self.faces.shape[1] != 3:
             raise SprigError(f"faces should have shape (faces, 3), shape is {self.faces.shape}.")
@@ -73,20 +73,21 @@ class MeshSequence:
                 f"Face indices run from {self.faces.min()} to {self.faces.max()}, but the mesh has {count} vertices; "
                 "export the mesh again."
             )
+        for field, length in (("object_id", count), ("frame_numbers", frames), ("frame_index", frames)):
+            if getattr(self, field).shape != (length,):
+                raise SprigError(f"{field} should have shape ({length},), shape is {getattr(self, field).shape}.")
         finite = np.isfinite(self.vertices).all(axis=2)
         if not finite.all():
             bad = np.flatnonzero(~finite.all(axis=1))
             raise SprigError(
-                f"{int((~finite[bad[0]]).sum())} vertices of frame {self.frame_numbers[bad[0]]} have positions that are "
-                f"not finite ({len(bad)} of {frames} frames are affected); repair the cache or leave those frames out."
+                f"{np.count_nonzero(~finite[bad[0]])} vertices of frame {self.frame_numbers[bad[0]]} have positions "
+                f"that are not finite ({len(bad)} of {frames} frames are affected); repair the cache or leave those "
+                "frames out."
             )
         if not np.isfinite(self.origin).all() or self.origin.shape != (3,):
             raise SprigError(f"origin should be three finite numbers, is {self.origin}.")
         if not (np.isfinite(self.fps) and self.fps > 0):
             raise SprigError(f"The frame rate is {self.fps}; give a positive one.")
-        for field, length in (("object_id", count), ("frame_numbers", frames), ("frame_index", frames)):
-            if getattr(self, field).shape != (length,):
-                raise SprigError(f"{field} should have shape ({length},), shape is {getattr(self, field).shape}.")
         if self.object_id.min() < 0 or self.object_id.max() >= len(self.object_names):
             raise SprigError("object_id points outside the list of objects; export the mesh again.")
         if frames > 1 and (np.diff(self.frame_numbers) <= 0).any():
@@ -94,12 +95,10 @@ class MeshSequence:
 
     @classmethod
     def from_world(cls, vertices, faces, **fields) -> MeshSequence:
-        """Build a sequence from world positions (F,V,3) of any float type, moving the origin to the first frame's centre."""
-        vertices = np.asarray(vertices)
-        if vertices.ndim != 3 or vertices.shape[2:] != (3,) or 0 in vertices.shape:
-            raise SprigError(f"vertices should have shape (frames, vertices, 3), shape is {vertices.shape}.")
-        first = vertices[0].astype(np.float64)
-        with np.errstate(invalid="ignore", over="ignore"):
+        """A sequence from world positions (F,V,3) of any number type, with the first frame's centre as its origin."""
+        vertices = _positions(vertices)
+        with np.errstate(invalid="ignore", over="ignore"):  # values that are not finite are reported by _check
+            first = vertices[0].astype(np.float64)
             origin = (first.min(axis=0) + first.max(axis=0)) / 2
             origin = np.where(np.isfinite(origin), origin, 0.0)
             local = np.empty(vertices.shape, dtype=np.float32)
@@ -134,10 +133,8 @@ class MeshSequence:
             raise SprigError(f"The frame step is {step}; give 1 or more.")
         if end < start:
             raise SprigError(f"The frame range {start}:{end} is reversed; give the first frame before the last.")
-        keep = np.isin(self.frame_numbers, np.arange(max(start, first - step), min(end, last) + 1)) & (
-            (self.frame_numbers - start) % step == 0
-        )
-        keep &= self.frame_numbers >= start
+        # Python's integers: a range that a user types may be larger than any numpy integer.
+        keep = np.array([start <= n <= end and (n - start) % step == 0 for n in self.frame_numbers.tolist()])
         if not keep.any():
             raise SprigError(f"No frame lies in {start}:{end}; the input has frames {first} to {last}.")
         return replace(
@@ -162,3 +159,15 @@ class MeshSequence:
             object_id=np.searchsorted(kept, self.object_id[keep]),
             object_names=tuple(self.object_names[i] for i in kept),
         )
+
+
+def _positions(vertices) -> np.ndarray:
+    """The argument as an array of numbers (F,V,3) with a frame and enough vertices; SprigError when it is none."""
+    vertices = np.asarray(vertices)
+    if vertices.dtype.kind not in "fiu":
+        raise SprigError(f"vertices should be numbers, they are {vertices.dtype.name}.")
+    if vertices.ndim != 3 or vertices.shape[2] != 3 or len(vertices) == 0:
+        raise SprigError(f"vertices should have shape (frames, vertices, 3), shape is {vertices.shape}.")
+    if vertices.shape[1] < MIN_VERTICES:
+        raise SprigError(f"The mesh has {vertices.shape[1]} vertices; a rig needs at least {MIN_VERTICES}.")
+    return vertices
