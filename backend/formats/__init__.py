@@ -10,6 +10,8 @@ import importlib
 import stat
 from pathlib import Path
 
+import numpy as np
+
 from ..errors import SprigError
 from ..sequence import MeshSequence
 
@@ -60,7 +62,8 @@ def read_sequence_file(path, *, rest=None, fps: float | None = None, up: str | N
         elif rest is not None:
             raise SprigError(f"--rest belongs to {' and '.join(NEEDS_REST)} files; leave it out for {path.name}.")
         reader = importlib.import_module(f".{FOLDER_READER if folder else READERS[suffix]}", __name__)
-        return reader.read(path, **options)
+        with np.errstate(invalid="ignore", over="ignore"):  # values that are not finite are reported by the sequence
+            return reader.read(path, **options)
     except FileNotFoundError as error:
         raise SprigError(f"{error.filename or path} does not exist; check the name.") from error
     except OSError as error:

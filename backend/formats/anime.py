@@ -34,8 +34,7 @@ def read(path, *, fps: float | None = None, up: str | None = None) -> MeshSequen
     checks.check_indices(path, faces, vertices)
     positions = np.empty((frames, vertices, 3), dtype=np.float64)  # a float32 sum would round far from the origin
     positions[0] = first
-    with np.errstate(invalid="ignore"):  # infinite values are reported by the sequence
-        np.add(offsets, positions[0], out=positions[1:])
+    np.add(offsets, positions[0], out=positions[1:])
     return MeshSequence.from_world(
         checks.upright(positions, up),
         faces,

@@ -11,6 +11,7 @@ import io
 import pickle
 import pickletools
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,9 @@ def read(path, *, fps: float | None = None, up: str | None = None) -> MeshSequen
     if size > MAX_BYTES:
         raise SprigError(f"{path.name} has {size} bytes, more than the {MAX_BYTES} that can be read.")
     try:
-        content = load(path.read_bytes(), path.name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of Python, about escapes in damaged text
+            content = load(path.read_bytes(), path.name)
         if not isinstance(content, dict) or not {"vertices", "faces"} <= content.keys():
             raise SprigError(f"{path.name} is no DyMesh file: it should hold a dict with vertices and faces.")
         vertices, faces = _as_array(content["vertices"]), _as_array(content["faces"])

@@ -24,7 +24,6 @@ def triangulate(counts, indices, points) -> np.ndarray:
     """
     counts = np.asarray(counts, dtype=np.int64)
     indices = np.asarray(indices, dtype=np.int64)
-    points = np.asarray(points, dtype=np.float64)
     if (counts.size and counts.min() < 0) or counts.sum() != len(indices):
         raise SprigError(f"The faces need {counts.sum()} corners and have {len(indices)}; export the mesh again.")
     if indices.size and not 0 <= indices.min() <= indices.max() < len(points):
@@ -33,20 +32,24 @@ def triangulate(counts, indices, points) -> np.ndarray:
             f"but the mesh has {len(points)} vertices; export the mesh again."
         )
     starts = np.cumsum(counts) - counts
+    by_size = np.argsort(counts, kind="stable")
+    sizes, polygons_of_size = np.unique(counts, return_counts=True)
     pieces, owners = [np.empty((0, 3), np.int64)], [np.empty(0, np.int64)]
     spent = 0
-    for size in np.unique(counts[counts >= 3]):
-        polygons = np.flatnonzero(counts == size)
-        spent += len(polygons) * int(size) ** 2
-        cut = {3: _keep, 4: _cut_quads}.get(int(size), _cut_ears if spent <= CUT_BUDGET else _cut_fans)
-        batch = max(1, BATCH_CORNERS // int(size))
-        for first in range(0, len(polygons), batch):
-            some = polygons[first : first + batch]
-            corners = indices[starts[some, None] + np.arange(size)]
-            with np.errstate(invalid="ignore", over="ignore"):  # positions are checked later, here they only guide
-                triangles = cut(corners, points)
-            pieces.append(triangles.reshape(-1, 3))
-            owners.append(np.repeat(some, size - 2))
+    with np.errstate(invalid="ignore", over="ignore"):  # positions are checked elsewhere, here they only guide
+        points = np.asarray(points, dtype=np.float64)
+        for size, polygons in zip(sizes.tolist(), np.split(by_size, np.cumsum(polygons_of_size))[:-1], strict=True):
+            if size < 3:
+                continue
+            if size > 4:
+                spent += len(polygons) * size**2
+            cut = {3: _keep, 4: _cut_quads}.get(size, _cut_ears if spent <= CUT_BUDGET else _cut_fans)
+            batch = max(1, BATCH_CORNERS // size)
+            for first in range(0, len(polygons), batch):
+                some = polygons[first : first + batch]
+                corners = indices[starts[some, None] + np.arange(size)]
+                pieces.append(cut(corners, points).reshape(-1, 3))
+                owners.append(np.repeat(some, size - 2))
     triangles, owner = np.concatenate(pieces), np.concatenate(owners)
     triangles = triangles[np.argsort(owner, kind="stable")]
     a, b, c = triangles.T
