@@ -17,7 +17,7 @@ MAX_FRAMES = 100_000  # more than an hour at 24 frames a second
 MAX_FACES = 20_000_000  # a closed triangle mesh has twice as many faces as vertices
 MAX_CORNERS = 80_000_000  # polygon corners: four for each of the most faces
 MAX_POSITIONS = 250_000_000  # frames x vertices; 3 GB in float32, and a reader holds up to three times that
-MAX_MESH_BYTES = 1_000_000_000  # one OBJ or PLY file; about 100 bytes for each of the most vertices
+MAX_MESH_BYTES = 500_000_000  # one OBJ or PLY file; text takes ten times as much while it is parsed
 DEFAULT_FPS = 24.0  # for formats that do not say
 
 

@@ -8,7 +8,7 @@ parsed again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -155,8 +155,7 @@ def _read_ply(path: Path, data: bytes, like: PolygonMesh | None) -> PolygonMesh:
     body = _TextBody(data[start:].split()) if order is None else _BinaryBody(data, start, order)
     points, counts, indices, spelling = np.zeros((0, 3)), np.zeros(0, np.int64), np.zeros(0, np.int64), None
     for element in elements:
-        if element.name == "vertex":
-            checks.check_counts(path, vertices=element.count)
+        checks.check_counts(path, **{"vertices" if element.name == "vertex" else "faces": element.count})
         if element.name == "face" and like is not None and like.spelling and like.spelling[0] == (order, element):
             known = like.spelling[1]
             if body.at(body.position, body.position + len(known)) == known:
@@ -166,9 +165,13 @@ def _read_ply(path: Path, data: bytes, like: PolygonMesh | None) -> PolygonMesh:
         begin = body.position
         columns = body.read(element)
         if element.name == "vertex":
+            if any(isinstance(columns[axis], tuple) for axis in "xyz"):
+                raise ValueError("its vertices have lists for coordinates")
             points = np.stack([columns[axis].astype(np.float64) for axis in "xyz"], axis=1)
         elif element.name == "face":
             key = "vertex_indices" if "vertex_indices" in columns else "vertex_index"
+            if not isinstance(columns[key], tuple):
+                raise ValueError("its faces are no lists of vertices")
             counts, indices = columns[key]
             spelling = ((order, element), body.at(begin, body.position))
     if indices.dtype.kind not in "iu":
@@ -183,12 +186,12 @@ def _ply_header(data: bytes) -> tuple[str | None, list[_Element], int]:
     if not data.startswith(b"ply") or marker < 0 or end < 0:
         raise ValueError("its header is incomplete")
     lines = [line.split() for line in data[:marker].decode("ascii", "replace").splitlines()]
-    order = None
+    if len(lines) < 2 or lines[1][:1] != ["format"]:
+        raise ValueError("its second line does not say the format")
+    order = PLY_FORMATS[lines[1][1]]
     elements: list[_Element] = []
-    for words in lines[1:]:
+    for words in lines[2:]:
         match words:
-            case ["format", kind, _]:
-                order = PLY_FORMATS[kind]
             case ["element", name, count]:
                 if int(count) < 0:
                     raise ValueError(f"it has {count} of element {name}")
@@ -230,11 +233,8 @@ class _BinaryBody:
 
     def _first_lengths(self, element: _Element) -> dict[str, int]:
         """List lengths of the element's first row: usually those of all rows."""
-        row = _Element(element.name, 1, element.properties)
-        begin = self.position
-        columns = self._walk(row)
-        self.position = begin
-        return {column.name: int(columns[column.name][0][0]) for column in element.properties if column.count_type}
+        _, counts, _ = self._places(replace(element, count=1))
+        return {column.name: counts[column.name][0] for column in element.properties if column.count_type}
 
     def _read_table(self, element: _Element, lengths: dict[str, int]) -> np.ndarray | None:
         """All rows as a structured array, if every list has the length that it has in the first row."""
@@ -259,20 +259,38 @@ class _BinaryBody:
 
     def _walk(self, element: _Element) -> dict:
         """Row by row, for lists of different lengths."""
-        parts = {column.name: [] for column in element.properties}
+        starts, counts, self.position = self._places(element)
+        raw = np.frombuffer(self.data, np.uint8)
+        columns = {}
+        for column in element.properties:
+            size = int(column.type[1])
+            count = np.array(counts[column.name], dtype=np.int64)
+            within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+            items = np.repeat(np.array(starts[column.name], dtype=np.int64), count) + size * within
+            values = raw[items[:, None] + np.arange(size)].view(self.order + column.type).reshape(-1)
+            columns[column.name] = (count, values) if column.count_type else values
+        return columns
+
+    def _places(self, element: _Element) -> tuple[dict[str, list[int]], dict[str, list[int]], int]:
+        """Where the values of each row begin and how many there are, by column, and where the element ends."""
+        position = self.position
+        starts = {column.name: [] for column in element.properties}
+        counts = {column.name: [] for column in element.properties}
         for _ in range(element.count):
             for column in element.properties:
-                length = int(self._take(column.count_type, 1)[0]) if column.count_type else 1
-                parts[column.name].append(self._take(column.type, length))
-        return _join(element, parts, self.order)
-
-    def _take(self, code: str, count: int) -> np.ndarray:
-        size = count * int(code[1])
-        if count < 0 or self.position + size > len(self.data):
-            raise ValueError("it ends within a list")
-        values = np.frombuffer(self.data, self.order + code, count, self.position)
-        self.position += size
-        return values
+                count = 1
+                if column.count_type:
+                    size = int(column.count_type[1])
+                    signed = column.count_type[0] == "i"
+                    word = self.data[position : position + size]
+                    count = int.from_bytes(word, "little" if self.order == "<" else "big", signed=signed)
+                    position += size
+                starts[column.name].append(position)
+                counts[column.name].append(count)
+                position += count * int(column.type[1])
+                if count < 0 or position > len(self.data):
+                    raise ValueError("it ends within a list")
+        return starts, counts, position
 
 
 class _TextBody:
@@ -297,7 +315,13 @@ class _TextBody:
             for column in element.properties:
                 length = int(self._take(1)[0]) if column.count_type else 1
                 parts[column.name].append([_number(word, column.type) for word in self._take(length)])
-        return _join(element, parts, "=")
+        columns = {}
+        for column in element.properties:
+            rows = parts[column.name]
+            values = np.array([value for row in rows for value in row], dtype=column.type)
+            count = np.array([len(row) for row in rows], dtype=np.int64)
+            columns[column.name] = (count, values) if column.count_type else values
+        return columns
 
     def _take(self, count: int) -> list[bytes]:
         if count < 0 or self.position + count > len(self.words):
@@ -308,16 +332,3 @@ class _TextBody:
 
 def _number(word: bytes, code: str):
     return float(word) if code[0] == "f" else int(word)
-
-
-def _join(element: _Element, parts: dict[str, list], order: str) -> dict:
-    """Columns from the values of each row: (N,) for scalars, (counts, all values) for lists."""
-    columns = {}
-    for column in element.properties:
-        rows = parts[column.name]
-        empty = np.zeros(0, order + column.type)
-        values = np.concatenate([empty, *(np.asarray(row, dtype=empty.dtype) for row in rows)])
-        columns[column.name] = values
-        if column.count_type:
-            columns[column.name] = (np.array([len(row) for row in rows], dtype=np.int64), values)
-    return columns

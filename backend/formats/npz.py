@@ -49,7 +49,7 @@ def read(path, *, fps: float | None = None, up: str | None = None) -> MeshSequen
         checks.check_triangles(path, archive.header("faces"))
         count = archive.header("vertices").shape[1]
         if fps is None and "fps" in archive:
-            fps = float(archive.load("fps", (), "fiu"))
+            fps = archive.load_number("fps")
         object_id = archive.load("object_id", (count,), "iu") if "object_id" in archive else np.zeros(count, np.int32)
         vertices = archive.load("vertices")
         faces = archive.load("faces")
@@ -171,6 +171,11 @@ class _Archive:
             )
         with self.file.open(f"{key}.npy") as member:
             return np.lib.format.read_array(member, allow_pickle=False)
+
+    def load_number(self, key: str) -> float:
+        """A single number, alone or in an array of length one."""
+        shape = self.header(key).shape
+        return float(self.load(key, () if shape == () else (1,)).reshape(()))
 
     def _read_header(self, key: str, member) -> _Header:
         version = np.lib.format.read_magic(member)
