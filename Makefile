@@ -13,7 +13,7 @@ PIP      := -m pip install --disable-pip-version-check $(PIP_ARGS)
 .DEFAULT_GOAL := help
 # Make would delete the stamps of the pattern rule as intermediate files.
 .PRECIOUS: .venv-bpy-%/ready
-.PHONY: help demo test test-slow test-blenders zip bench lint clean
+.PHONY: help demo test test-slow test-blenders test-window zip bench lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -55,6 +55,9 @@ test-blender-4.5.15: $(VENV)/ready
 	$(RUN) -m pytest tests/blender
 test-blender-%: .venv-bpy-%/ready
 	.venv-bpy-$*/bin/python -m pytest tests/blender
+
+test-window: $(VENV)/ready ## the tests in a Blender with a window, where ../shared/tools can make one
+	$(RUN) -m pytest -m window tests/window
 
 zip: $(VENV)/ready ## the Blender extension, dist/sprig-VERSION.zip
 	$(RUN) tools/build_zip.py dist
