@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import SprigError
 from ..sequence import MeshSequence
+from . import checks
 
 READERS = {  # suffix -> module of this package
     ".npz": "npz",
@@ -44,7 +45,7 @@ def read_sequence_file(path, *, rest=None, fps: float | None = None, up: str | N
     if up is not None and up not in UP_AXES:
         raise SprigError(f"The up axis is {up!r}; give y or z.")
     suffix = path.suffix.lower()
-    try:
+    with checks.file_errors(path):
         folder = stat.S_ISDIR(path.stat().st_mode)
         if not folder and suffix not in READERS:
             raise SprigError(
@@ -55,18 +56,10 @@ def read_sequence_file(path, *, rest=None, fps: float | None = None, up: str | N
         options = {"fps": fps, "up": up}
         if not folder and suffix in NEEDS_REST:
             if rest is None:
-                raise SprigError(
-                    f"{path.name} holds positions alone; name the mesh that it moves with --rest mesh.obj."
-                )
+                raise SprigError(f"{path.name} holds positions alone; name the mesh it moves with --rest mesh.obj.")
             options["rest"] = rest
         elif rest is not None:
             raise SprigError(f"--rest belongs to {' and '.join(NEEDS_REST)} files; leave it out for {path.name}.")
         reader = importlib.import_module(f".{FOLDER_READER if folder else READERS[suffix]}", __name__)
         with np.errstate(invalid="ignore", over="ignore"):  # values that are not finite are reported by the sequence
             return reader.read(path, **options)
-    except FileNotFoundError as error:
-        raise SprigError(f"{error.filename or path} does not exist; check the name.") from error
-    except OSError as error:
-        raise SprigError(
-            f"{path} cannot be read ({error.strerror or error}); check the file and its permissions."
-        ) from error

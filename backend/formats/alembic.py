@@ -108,7 +108,8 @@ def probe(path, *, fps: float | None = None) -> tuple[float, np.ndarray]:
     curves, points and cameras, which Blender imports too.
     """
     path = Path(path)
-    noted_rate, nodes = _copy_out(path, everything=True)
+    with checks.file_errors(path):
+        noted_rate, nodes = _copy_out(path, everything=True)
     if not any(isinstance(node, _Mesh) for node in nodes):
         raise _without_mesh(path)
     return _frame_numbers(_frame_times(path, nodes), fps, noted_rate)
@@ -142,7 +143,7 @@ def _copy_out(path: Path, everything: bool = False) -> tuple[float | None, list[
             check=False,
         )
         index_file = Path(folder) / "index.json"
-        if not index_file.exists():
+        if done.returncode or not index_file.exists():
             last_words = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
             reason = "".join(last_words)[:200] or f"status {done.returncode}"
             raise SprigError(f"{path.name} is damaged: Alembic's library failed on it ({reason}); export it again.")
@@ -182,12 +183,12 @@ def _check_mesh(path: Path, mesh: _Mesh, times: np.ndarray, numbers: np.ndarray)
     """Refuse a mesh whose polygons change or do not fit its vertices."""
     if mesh.changed_at is not None:
         raise SprigError(
-            f"{path.name}, object {mesh.name}, has other vertices or faces from frame "
+            f"{path.name}, object {mesh.name!r}, has other vertices or faces from frame "
             f"{numbers[np.abs(times - mesh.changed_at).argmin()]} on; its topology must not change, "
             "export without remeshing."
         )
     if (mesh.counts < 0).any() or mesh.counts.sum() != len(mesh.indices):
-        raise SprigError(f"{path.name}, object {mesh.name}, has damaged faces; export it again.")
+        raise SprigError(f"{path.name}, object {mesh.name!r}, has damaged faces; export it again.")
     checks.check_indices(path, mesh.indices, mesh.positions.shape[1])
 
 

@@ -146,17 +146,17 @@ def copy_mesh(name: str, schema, values, options: dict) -> dict:
         sample = positions.samples[k]
         copied += len(sample)
         if copied > options["values"]:
-            raise Refused(f"has more than {options['values']} vertex positions in {name}; export less.")
+            raise Refused(f"has more than {options['values']} vertex positions in {name!r}; export less.")
         places.append((values.tell(), len(sample)))
         values.write(numbers(name, sample, "f", 3))
     node = {"times": times, "positions": places, "changes": None}
     for key, faces in (("counts", schema.getFaceCountsProperty()), ("indices", schema.getFaceIndicesProperty())):
         face_times = sample_times(name, faces, options["samples"])
         if not face_times:
-            raise Refused(f"has no faces in {name}; export a surface mesh.")
+            raise Refused(f"has no faces in {name!r}; export a surface mesh.")
         first = numbers(name, faces.samples[0], "i", 1)
         if len(first) > 4 * options["values"]:
-            raise Refused(f"has more than {options['values']} face corners in {name}; export less.")
+            raise Refused(f"has more than {options['values']} face corners in {name!r}; export less.")
         for k in range(1, 1 if faces.isConstant() else len(face_times)):
             if numbers(name, faces.samples[k], "i", 1) != first:
                 node["changes"] = face_times[k] if node["changes"] is None else min(node["changes"], face_times[k])
@@ -170,7 +170,7 @@ def sample_times(name: str, sampled, most: int) -> list[float]:
     """Times in seconds of the samples of a schema or property."""
     count = sampled.getNumSamples()
     if count > most:
-        raise Refused(f"claims {count} samples of {name}, more than the {most} that can be read; export less.")
+        raise Refused(f"claims {count} samples of {name!r}, more than the {most} that can be read; export less.")
     sampling = sampled.getTimeSampling()
     return [sampling.getSampleTime(k) for k in range(count)]
 
@@ -186,7 +186,7 @@ def numbers(name: str, sample, code: str, width: int) -> bytes:
     view = memoryview(sample)
     shape, strides = ((count, width), (4 * width, 4)) if width > 1 else ((count,), (4,))
     if (view.format, view.shape, view.strides) != (code, shape, strides):
-        raise Refused(f"stores the mesh {name} in an unknown way; export it again.")
+        raise Refused(f"stores the mesh {name!r} in an unknown way; export it again.")
     return ctypes.string_at(ctypes.addressof(ctypes.c_char.from_buffer(sample)), 4 * width * count)
 
 

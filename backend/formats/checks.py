@@ -6,6 +6,7 @@ the bytes that are really there, before anything is allocated.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,19 @@ MAX_CORNERS = 80_000_000  # polygon corners: four for each of the most faces
 MAX_POSITIONS = 250_000_000  # frames x vertices; 3 GB in float32, and a reader holds up to three times that
 MAX_MESH_BYTES = 500_000_000  # one OBJ or PLY file; text takes ten times as much while it is parsed
 DEFAULT_FPS = 24.0  # for formats that do not say
+
+
+@contextmanager
+def file_errors(path):
+    """Turn what the operating system says while `path` is read into a SprigError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise SprigError(f"{error.filename or path} does not exist; check the name.") from error
+    except OSError as error:
+        raise SprigError(
+            f"{path} cannot be read ({error.strerror or error}); check the file and its rights."
+        ) from error
 
 
 def check_counts(path, *, frames: int = 1, vertices: int = 1, faces: int = 0, corners: int = 0) -> None:

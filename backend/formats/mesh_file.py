@@ -55,16 +55,17 @@ def read_mesh(path, like: PolygonMesh | None = None) -> PolygonMesh:
     if reader is None:
         raise SprigError(f"{path.name} is no mesh file that is read here; give an .obj or a .ply.")
     try:
-        if not path.is_file():
-            raise SprigError(f"{path} is not there or no file; check the name.")
-        size = path.stat().st_size
-        if size > checks.MAX_MESH_BYTES:
-            raise SprigError(f"{path.name} has {size} bytes, more than the {checks.MAX_MESH_BYTES} that can be read.")
-        mesh = reader(path, path.read_bytes(), like)
+        with checks.file_errors(path):
+            size = path.stat().st_size
+            if not path.is_file():
+                raise SprigError(f"{path.name} is not a regular file; give an .obj or a .ply.")
+            if size > checks.MAX_MESH_BYTES:
+                raise SprigError(
+                    f"{path.name} has {size} bytes, more than the {checks.MAX_MESH_BYTES} that can be read."
+                )
+            mesh = reader(path, path.read_bytes(), like)
     except PARSER_ERRORS as error:
         raise SprigError(f"{path.name} is damaged or no {path.suffix} mesh ({error}); export it again.") from error
-    except OSError as error:
-        raise SprigError(f"{path} cannot be read ({error.strerror or error}); check its permissions.") from error
     checks.check_counts(path, vertices=len(mesh.points), faces=len(mesh.counts), corners=len(mesh.indices))
     checks.check_indices(path, mesh.indices, len(mesh.points))
     return mesh

@@ -204,15 +204,10 @@ class _Archive:
 def _open(path: Path):
     """Open an archive, and turn whatever its parsers raise on damaged bytes into a SprigError."""
     try:
-        with zipfile.ZipFile(path) as file:
+        with checks.file_errors(path), zipfile.ZipFile(path) as file:
             yield _Archive(path, file)
-    except SprigError:
-        raise
     except PARSER_ERRORS as error:
         raise SprigError(f"{path.name} is damaged or no .npz archive ({_first_line(error)}); save it again.") from error
-    except OSError as error:
-        reason = error.strerror or _first_line(error)
-        raise SprigError(f"{path} cannot be read ({reason}); check the file and its permissions.") from error
 
 
 def _first_line(error: Exception) -> str:
