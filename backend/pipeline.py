@@ -38,9 +38,13 @@ class RigOptions:
 
     def __post_init__(self):
         if self.skeleton not in SKELETON_SOURCES:
-            raise SprigError(f"There is no skeleton source {self.skeleton!r} yet; choose {' or '.join(SKELETON_SOURCES)}.")
+            raise SprigError(
+                f"There is no skeleton source {self.skeleton!r} yet; choose {' or '.join(SKELETON_SOURCES)}."
+            )
         if self.joints is not None and self.joints < 2:
-            raise SprigError(f"A rig needs at least 2 joints, not {self.joints}; give 2 or more, or leave the number out.")
+            raise SprigError(
+                f"A rig needs at least 2 joints, not {self.joints}; give 2 or more, or leave the number out."
+            )
         if self.influences < 1:
             raise SprigError(f"Influences is {self.influences}; give 1 or more (game engines take 4).")
         if not (np.isfinite(self.tolerance) and self.tolerance > 0):

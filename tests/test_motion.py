@@ -22,7 +22,7 @@ def edges_of(faces):
 
 
 def small_problem(bones=3, frames=12, seed=0):
-    sequence, truth_joints, truth_weights, motion = chain(bones, frames, seed)
+    sequence, _truth_joints, truth_weights, motion = chain(bones, frames, seed)
     return problem.make_problem(sequence.vertices, edges_of(sequence.faces), 0)[0], truth_weights, motion
 
 
@@ -149,7 +149,7 @@ def test_joint_of_a_hinge_lies_on_its_axis_and_takes_the_prior_along_it():
 
 def test_gauss_newton_finds_the_poses_of_a_known_rig():
     """Start from the identity, joints and weights known: the error must fall to rounding."""
-    sequence, truth_joints, truth_weights, motion = chain(4, 10, travel=0.1)
+    sequence, truth_joints, truth_weights, _motion = chain(4, 10, travel=0.1)
     P, centre, scale = problem.make_problem(sequence.vertices, edges_of(sequence.faces), 0)
     rest = chain(4, 10, travel=0.1)[0].origin
     vertices, _ = tube()
@@ -234,11 +234,12 @@ def error(fit, vertices, anchor=0):
 
 @pytest.mark.parametrize("bones", [2, 3, 5])
 def test_a_known_chain_comes_back(bones):
-    """Joint count, tree and joints; 3 % of the diagonal because blended skin and joint positions trade off."""
+    """Joint count, tree and joints. The anchor frame is bent, so that its skin is not the one the chain was made with:
+    0.3 % of the diagonal for the replay, 3 % for the joints, which trade off against blended skin."""
     sequence, truth_joints, _, motion = chain(bones, 30)
     fit = solve_motion(sequence.vertices, edges_of(sequence.faces), 0, joints=bones)
     assert len(fit.parents) == bones
-    assert error(fit, sequence.vertices) < 1e-3
+    assert error(fit, sequence.vertices) < 3e-3
     anchor_joints = np.einsum("bij,bj->bi", motion[0, :, :3, :3], truth_joints) + motion[0, :, :3, 3] - sequence.origin
     size = np.linalg.norm(np.ptp(sequence.vertices[0], axis=0))
     inner = fit.joints[fit.parents >= 0]
@@ -252,7 +253,9 @@ def test_rotations_are_rotations_and_joints_stay_attached():
     sequence, *_ = chain(4, 20)
     fit = solve_motion(sequence.vertices, edges_of(sequence.faces), 3, joints=5)
     rotation = fit.motion[..., :3, :3]
-    np.testing.assert_allclose(rotation @ rotation.swapaxes(-1, -2), np.broadcast_to(np.eye(3), rotation.shape), atol=1e-9)
+    np.testing.assert_allclose(
+        rotation @ rotation.swapaxes(-1, -2), np.broadcast_to(np.eye(3), rotation.shape), atol=1e-9
+    )
     heads = np.c_[fit.joints, np.ones(len(fit.joints))]
     child = np.flatnonzero(fit.parents >= 0)
     gap = np.einsum("fbij,bj->fbi", fit.motion[:, child] - fit.motion[:, fit.parents[child]], heads[child])

@@ -143,7 +143,9 @@ def weakest_bones(problem: Problem, M, W, u) -> list[int]:
     return torch.argsort(loss, stable=True)[: max(1, round(MOVED_SHARE * W.shape[1]))].tolist()
 
 
-def fit_free_bones(problem: Problem, M, W, influences: int, *, iterations: int, moves: int = 3, rest_correction=False, tick=None):
+def fit_free_bones(
+    problem: Problem, M, W, influences: int, *, iterations: int, moves: int = 3, rest_correction=False, tick=None
+):
     """Alternate transforms, weights and (optionally) the rest shape; returns M (F,B,3,4), W (N,B), u (N,3).
 
     After WARM_UP iterations up to `moves` times the weakest bones are tried where the error is largest; a trial that is

@@ -53,7 +53,9 @@ def start_pose(M, joints, parents) -> Pose:
     c = torch.as_tensor(joints, dtype=M.dtype, device=M.device)
     s = torch.zeros_like(M[..., 3])
     s[:, 0] = R[:, 0] @ c[0] + M[:, 0, :, 3] - c[0]
-    return Pose(R, c, s, tuple(int(p) for p in parents), torch.full((len(M),), DAMPING_START, dtype=M.dtype, device=M.device))
+    return Pose(
+        R, c, s, tuple(int(p) for p in parents), torch.full((len(M),), DAMPING_START, dtype=M.dtype, device=M.device)
+    )
 
 
 def bone_matrices(pose: Pose) -> torch.Tensor:

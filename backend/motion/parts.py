@@ -13,7 +13,9 @@ from .procrustes import rotation_from_covariance
 
 SMALLEST_PART = 3  # vertices; fewer do not determine a rotation
 SPLIT_MINIMUM = 7  # a part needs this many vertices to be split in two parts that can live
+ROUNDING = 1e-7  # diagonals: a part explained this well is rigid within the rounding of float32 caches
 ROUNDS_PER_SPLIT = 5
+SEED_SHARE = 0.1  # of a part's vertices seed the new one; less where that gave none that lived
 STALLED_ROUNDS = 3  # rounds without a new part after which the motion holds no more parts
 
 
@@ -56,7 +58,8 @@ def split_into_parts(problem: Problem, wanted: int, enough: float = 0.0, labels=
         error = alone.gather(1, labels[:, None])[:, 0].clamp_min(0)
         if float(error.sum()) <= problem.frames * problem.vertices * enough**2:
             break
-        labels, count = _split_worst(problem, labels, count, error, min(wanted - count, count))
+        share = SEED_SHARE / 4**stalled
+        labels, count = _split_worst(problem, labels, count, error, min(wanted - count, count), share)
         if count == before:
             break
         for _ in range(ROUNDS_PER_SPLIT):
@@ -73,11 +76,11 @@ def split_into_parts(problem: Problem, wanted: int, enough: float = 0.0, labels=
     return labels, M
 
 
-def _split_worst(problem: Problem, labels, count: int, error, splits: int):
+def _split_worst(problem: Problem, labels, count: int, error, splits: int, share: float):
     """Give up to `splits` of the worst parts a second seed: the vertex that is both badly explained and far out."""
     total = torch.zeros(count, dtype=error.dtype, device=error.device).index_add_(0, labels, error)
     size = torch.bincount(labels, minlength=count)
-    worth = (size >= SPLIT_MINIMUM) & (total > 1e-14 * problem.frames)
+    worth = (size >= SPLIT_MINIMUM) & (total > ROUNDING**2 * problem.frames * size)
     order = torch.argsort(total, descending=True, stable=True)
     order = [b for b in order.tolist() if bool(worth[b])][:splits]
     labels = labels.clone()
@@ -86,7 +89,7 @@ def _split_worst(problem: Problem, labels, count: int, error, splits: int):
         points = problem.rest[members]
         score = error[members].sqrt() * (points - points.mean(0)).norm(dim=1)
         distance = (points - points[score.argmax()]).norm(dim=1)
-        nearest = torch.argsort(distance, stable=True)[: max(4, len(members) // 10)]
+        nearest = torch.argsort(distance, stable=True)[: max(SMALLEST_PART + 1, int(share * len(members)))]
         labels[members[nearest]] = count
         count += 1
     return labels, count

@@ -1,6 +1,6 @@
 """The motion solver: parts, free bones, skeleton, poses under the skeleton; how many joints, and where the time goes.
 
-    trajectories -> parts -> free bones -> tree of joints -> hierarchical refit (poses, joints, weights, rest shape)
+trajectories -> parts -> free bones -> tree of joints -> hierarchical refit (poses, joints, weights, rest shape)
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ FREE_ITERATIONS = 10  # with momentum; more lowers the free bones' error but har
 ROUNDS = 10  # of poses and joints, weights, rest shape
 FIRST_STEPS = 3  # Gauss-Newton steps from the free bones' rotations
 LAST_STEPS = 2
+JOINTS_EVERY = 1  # rounds; in the others only the poses move
 MOMENTUM = 0.7  # as in free_bones
 FIRST_PRIOR, LAST_PRIOR = 1e-3, 1e-5  # pull of the joints to their prior, loosened from round to round
 NOISE = 5e-4  # diagonals: motion explained better than this is evidence, and the joints' prior counts for less
 STRETCH_GAIN = 0.03  # a bone may stretch when that could lower the squared error by this share
 STRETCH_SHARE = 1 / 8  # of the bones, at most, may stretch
-PARTS_PER_TOLERANCE = 2.5  # rigid parts with this error become a skinned hierarchy within the tolerance, by experience
+PARTS_PER_TOLERANCE = 4.5  # rigid parts with this error become a skinned hierarchy within the tolerance, by experience
 TOLERANCE_MARGIN = 0.95  # aim this far below the tolerance: it is measured on all vertices of the user's mesh
 ATTEMPTS = 6  # numbers of joints that are tried
 LEAST_GAIN = 0.9  # half as many joints again must bring the error below this share, else they no longer pay
-MOST_JOINTS = 150  # found automatically; a rig with more is no longer one that a person can use
+MOST_JOINTS = 128  # found automatically; a rig with more is no longer one that a person can use
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +137,8 @@ class _Solve:
             prior = FIRST_PRIOR * (LAST_PRIOR / FIRST_PRIOR) ** (round_ / (ROUNDS - 1))
             noise = min(1.0, (rmse(problem, bone_matrices(pose), A, Q) / NOISE) ** 2)
             pull = joint_prior_strength(pose, A, priors, prior * noise)
-            pose = refine_pose(pose, A, Q, steps=1, stretching=stretching, joints=pull, priors=priors)
+            bundle = dict(joints=pull, priors=priors) if round_ % JOINTS_EVERY == 0 else {}
+            pose = refine_pose(pose, A, Q, steps=1, stretching=stretching, **bundle)
             M = bone_matrices(pose)
             ahead = M if last is None else M + MOMENTUM * (M - last)
             last = M

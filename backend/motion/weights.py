@@ -67,7 +67,9 @@ def _solve_rows(errors: BoneErrors, table, U, rows, smoothed, previous, pull, in
 def restrict(G, c, support):
     """G (n,C,C), c (n,C) -> the same on support (n,K)."""
     n, size = support.shape
-    sub = G.gather(1, support[:, :, None].expand(n, size, G.shape[2])).gather(2, support[:, None, :].expand(n, size, size))
+    sub = G.gather(1, support[:, :, None].expand(n, size, G.shape[2])).gather(
+        2, support[:, None, :].expand(n, size, size)
+    )
     return sub, c.gather(1, support)
 
 
@@ -151,7 +153,7 @@ def simplex_weights(G, c):
     weights = torch.nn.functional.one_hot(best, size).to(G.dtype)
     free = torch.ones_like(weights, dtype=torch.bool)
     active = torch.arange(n, device=G.device)
-    for step in range(4 * size):
+    for _step in range(4 * size):
         g, f, w = G[active], free[active], weights[active]
         target = _equality_solve(g, c[active], f, eye)
         bad = f & (target < 0)
