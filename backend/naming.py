@@ -183,15 +183,14 @@ def _folded(tree: _Tree, normal, point) -> _Fold:
         offset_a, offset_b = mirrored[a] - mirrored[tree.parents[a]], joints[b] - joints[tree.parents[b]]
         return np.linalg.norm(offset_a - offset_b) / size + 1 - tree.alike(a, b)
 
-    def join(a, b, value):
+    def join(a, b, value, side_of_a):
         partner[a], partner[b] = b, a
-        side[a], side[b] = (1, -1) if middle_height[a] > middle_height[b] else (-1, 1)
+        side[a], side[b] = side_of_a, -side_of_a
         cost_of[a] = cost_of[b] = value
         here, there = tree.children[a], tree.children[b]
         matched = _assign(here, there, cost_below, 2 * PAIR_COST)
         for c, d, below in matched:
-            join(c, d, below)
-            side[c], side[d] = side[a], side[b]
+            join(c, d, below, side_of_a)
         for single in set(here + there) - {j for c, d, _ in matched for j in (c, d)}:
             paint(single, side[tree.parents[single]])
 
@@ -206,7 +205,7 @@ def _folded(tree: _Tree, normal, point) -> _Fold:
     while True:
         up, down = ([j for j in waiting if s * middle_height[j] > 0] for s in (1, -1))
         for a, b, value in _assign(up, down, cost, PAIR_COST):
-            join(a, b, value)
+            join(a, b, value, 1)
             waiting.remove(a)
             waiting.remove(b)
         on_plane = [j for j in waiting if abs(middle_height[j]) < NEAR_PLANE * size or tree.parents[j] < 0]
@@ -242,12 +241,14 @@ class _Names:
         self.names = [""] * len(tree.parents)
 
     def children(self, j: int) -> list[int]:
-        """Children in the folded tree, the one with the longest branch first."""
+        """Children in the folded tree: pairs first, so that a sword does not lead the arm, then by their length."""
         found = list(self.tree.children[j])
         if self.fold.partner[j] >= 0:
             single = [c for c in self.tree.children[self.fold.partner[j]] if self.fold.partner[c] < 0]
             found += single
-        return sorted((c for c in found if self.stands(c)), key=lambda c: (-self.length(c), c))
+        return sorted(
+            (c for c in found if self.stands(c)), key=lambda c: (self.fold.partner[c] < 0, -self.length(c), c)
+        )
 
     def stands(self, j: int) -> bool:
         """Whether the joint is unpaired or stands for its pair."""
