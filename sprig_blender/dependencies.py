@@ -78,24 +78,29 @@ def ready() -> bool:
 
 
 def what_is_wrong() -> str:
-    """One sentence on the libraries that are missing or broken, for buttons that cannot work without them."""
+    """What is missing or broken, as the first half of a sentence."""
     missing = [library.name for library in libraries() if library.state is State.MISSING]
     if missing:
-        return f"SPRig needs {' and '.join(missing)}; install the libraries in the SPRig panel or the preferences"
+        return f"SPRig needs {' and '.join(missing)}, which Blender does not bring along"
     broken = next(library for library in libraries() if library.state is State.BROKEN)
-    return f"{broken.name} does not work ({broken.detail}); repair the libraries in the SPRig panel or the preferences"
+    return f"{broken.name} does not work here: {broken.detail}"
+
+
+def what_to_do() -> str:
+    """The whole sentence, for those who do not see the panel; without its full stop, as Blender's tooltips want it."""
+    return f"{what_is_wrong()}; install the libraries in the SPRig panel or in the add-on's preferences"
 
 
 def load() -> None:
     """Import torch; SprigError when it is missing or will not load. Takes seconds the first time."""
     if not ready():
-        raise SprigError(what_is_wrong() + ".")
+        raise SprigError(f"{what_to_do()}.")
     try:
         importlib.import_module("torch")
     except (ImportError, OSError) as error:  # a missing DLL or shared library is an OSError
         _will_not_load["torch"] = _first_line(str(error))
         look_again()
-        raise SprigError(what_is_wrong() + ".") from error
+        raise SprigError(f"{what_to_do()}.") from error
 
 
 _will_not_load: dict[str, str] = {}  # libraries that are there but could not be imported in this session, and why

@@ -4,8 +4,10 @@ The user's folder has to be chosen before bpy is imported, so it happens while t
 is missing every test of this folder is skipped, saying so.
 """
 
+import importlib
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -20,3 +22,21 @@ def empty_scene():
     """Start from the factory's scene without objects; enabled add-ons and preferences stay as they are."""
     bpy.ops.wm.read_homefile(use_empty=True, use_factory_startup=True)
     return bpy.context.scene
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory):
+    """A local extension repository whose only content is a link to this checkout."""
+    folder = tmp_path_factory.mktemp("extensions")
+    (folder / "sprig").symlink_to(Path(__file__).resolve().parents[2], target_is_directory=True)
+    repositories = bpy.context.preferences.extensions.repos
+    yield repositories.new(name="SPRig checkout", module="sprig_checkout", custom_directory=str(folder)).module
+
+
+@pytest.fixture
+def extension(repository):
+    """The checkout enabled as an extension; the value is its module, `bl_ext.sprig_checkout.sprig`."""
+    name = f"bl_ext.{repository}.sprig"
+    bpy.ops.preferences.addon_enable(module=name)
+    yield importlib.import_module(name)
+    bpy.ops.preferences.addon_disable(module=name)

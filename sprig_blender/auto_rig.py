@@ -1,0 +1,196 @@
+"""The button's work from selection to result: read frames, solve beside the window, write in one go.
+
+Nothing is written before everything else has succeeded, and what was selected is looked up again and compared before
+it is touched: the user works on while the solver runs, and may rename, edit or delete whatever he likes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import bpy
+import numpy as np
+
+from ..backend.errors import Cancelled, SprigError
+from ..backend.sequence import MeshSequence
+from . import dependencies, preferences
+from .jobs import Job, Step, Steps
+from .read_sequence import SequenceReader
+from .write_armature import MARK, WrittenRig, sources_of, write_armature
+
+READING_SLICE = 0.05  # seconds of reading frames between two looks at the window's events
+READ, SOLVED = 0.15, 0.97  # progress at which reading ends, and solving
+LOADED = 0.05  # of the solver's part: importing torch
+
+
+def chosen_meshes(context) -> list[bpy.types.Object]:
+    """The meshes that the button rigs: those selected, or the active object where nothing is (it may be hidden).
+
+    For a result of ours, armature or mesh, that is what it was made from.
+    """
+    active = context.view_layer.objects.active
+    chosen = context.selected_objects or ([active] if active else [])
+    meshes: dict[bpy.types.Object, None] = {}  # a set that keeps the order
+    for thing in chosen:
+        sources = sources_of(thing)
+        if sources or thing.type == "MESH":
+            meshes.update(dict.fromkeys(sources or [thing]))
+    return list(meshes)
+
+
+def result_for(thing: bpy.types.Object) -> bpy.types.Object | None:
+    """The armature of ours that `thing` belongs to: as itself, as one of its meshes, or as what it was made from."""
+    for collection in bpy.data.collections:
+        if MARK in collection:
+            objects, sources = list(collection[MARK]["objects"]), list(collection[MARK]["sources"])
+            if thing in objects or thing in sources:
+                return objects[0]
+    return None
+
+
+def frame_numbers(scene: bpy.types.Scene) -> range:
+    """The frames that the settings ask for; SprigError when that is no sequence."""
+    settings = scene.sprig
+    own = settings.range_mode == "CUSTOM"
+    start = settings.frame_start if own else scene.frame_start
+    end = settings.frame_end if own else scene.frame_end
+    if end < start:
+        raise SprigError(f"The frame range {start} to {end} is reversed; give the first frame before the last.")
+    numbers = range(start, end + 1, settings.frame_step)
+    if len(numbers) < 2:
+        raise SprigError(
+            f"Frames {start} to {end} in steps of {settings.frame_step} are a single frame; "
+            "choose a longer range or a smaller step."
+        )
+    if settings.anchor_mode == "FRAME" and settings.anchor_frame not in numbers:
+        raise SprigError(
+            f"The rest pose's frame {settings.anchor_frame} is not one of the frames {numbers[0]} to {numbers[-1]}"
+            f"{f' in steps of {numbers.step}' if numbers.step > 1 else ''}; choose one of them."
+        )
+    return numbers
+
+
+def rig_choices(context) -> dict[str, Any]:
+    """The settings as arguments of RigOptions (which is imported together with torch, in the worker)."""
+    settings = context.scene.sprig
+    return {
+        "joints": settings.joints if settings.joints_mode == "NUMBER" else None,
+        "tolerance": settings.tolerance,
+        "influences": settings.influences,
+        "rest_correction": settings.rest_correction,
+        "stretch": "auto" if settings.stretch else "off",
+        "anchor": settings.anchor_frame if settings.anchor_mode == "FRAME" else None,
+        "seed": settings.seed,
+        "device": preferences.device(context),
+    }
+
+
+def steps(context, cancel: threading.Event, patience: float) -> Steps:
+    """Rig what is chosen, step by step (see jobs.LongOperator.steps)."""
+    started = time.perf_counter()
+    sources = chosen_meshes(context)
+    if not sources:
+        raise SprigError("Nothing is selected that could be rigged; select one or several animated meshes.")
+    scene, numbers, choices = context.scene, frame_numbers(context.scene), rig_choices(context)
+    wants_corrective = scene.sprig.corrective
+    identities = [_Identity.of(source) for source in sources]
+    scene_uid = scene.session_uid
+
+    with SequenceReader(context, sources, numbers) as reader:
+        while not reader.done:
+            pause = time.perf_counter() + READING_SLICE
+            while not reader.done and time.perf_counter() < pause:
+                if cancel.is_set():
+                    raise Cancelled
+                reader.step()
+            text = "Frames read" if reader.done else f"Reading frame {reader.next_frame}"
+            yield Step(READ * reader.fraction, text, exclusive=True)
+        sequence = reader.result()
+
+    with Job(lambda progress: _solve(sequence, choices, progress), cancel) as job:
+        while job.wait(patience):
+            yield Step(READ + (SOLVED - READ) * job.fraction, job.text)
+    rig = job.result()
+
+    yield Step(SOLVED, "Writing the armature")
+    while context.mode != "OBJECT" or context.scene.session_uid != scene_uid:
+        if cancel.is_set():
+            raise Cancelled
+        yield Step(SOLVED, f"Ready; waiting for Object Mode in {_scene_name(scene_uid)}")
+    if cancel.is_set():
+        raise Cancelled
+    sources = [identity.find(context) for identity in identities]
+    corrective = sequence if wants_corrective else None
+    written = write_armature(context, rig, sources, sequence.object_id, corrective=corrective)
+    _remember(written, rig, sequence, time.perf_counter() - started)
+    result = written.armature.sprig
+    return f"{written.armature.name}: {result.joints} joints, RMSE {result.rmse:.3f} %, in {result.seconds:.1f} s"
+
+
+def _solve(sequence: MeshSequence, choices: dict[str, Any], progress):
+    """The worker's part; returns the Rig."""
+    progress(0.0, "Loading PyTorch")
+    dependencies.load()
+    from ..backend.pipeline import RigOptions, rig_sequence
+
+    def after_loading(fraction, text):
+        progress(LOADED + (1 - LOADED) * fraction, text)
+
+    try:
+        return rig_sequence(sequence, RigOptions(**choices), after_loading)
+    except MemoryError as error:
+        raise SprigError("There is not enough memory for this sequence; take fewer frames or a larger step.") from error
+
+
+def _remember(written: WrittenRig, rig, sequence: MeshSequence, seconds: float) -> None:
+    """Keep on the armature what the result box shows."""
+    result = written.armature.sprig
+    result.joints = len(rig.skeleton)
+    result.vertices = len(rig.rest_vertices)
+    result.first_frame, result.last_frame = int(rig.frame_numbers[0]), int(rig.frame_numbers[-1])
+    result.rmse = rig.rmse
+    result.worst_frame = int(rig.frame_numbers[rig.worst_frame])
+    result.worst_rmse = float(rig.rmse_per_frame.max())
+    result.anchor_frame = int(rig.frame_numbers[rig.anchor])
+    result.seconds = seconds
+    result.warnings = "\n".join(dict.fromkeys([*sequence.warnings, *rig.warnings]))
+
+
+def _scene_name(uid: int) -> str:
+    for scene in bpy.data.scenes:
+        if scene.session_uid == uid:
+            return f"the scene {scene.name}"
+    raise SprigError("The scene was deleted while its meshes were rigged; undo that and run the rigging again.")
+
+
+@dataclass(frozen=True)
+class _Identity:
+    """Which object was read, without a reference to it (undo makes those invalid), and what its mesh was like."""
+
+    uid: int
+    name: str
+    counts: tuple[int, ...]
+    topology: int
+
+    @classmethod
+    def of(cls, source: bpy.types.Object) -> _Identity:
+        mesh = source.data
+        corners = np.empty(len(mesh.loops), dtype=np.int32)
+        mesh.loops.foreach_get("vertex_index", corners)
+        counts = len(mesh.vertices), len(mesh.edges), len(mesh.polygons)
+        return cls(source.session_uid, source.name, counts, hash(corners.tobytes()))
+
+    def find(self, context) -> bpy.types.Object:
+        """The object as it is now; SprigError when it is gone or its mesh is another."""
+        for source in context.scene.objects:
+            if source.session_uid == self.uid:
+                now = self.of(source)
+                if (now.counts, now.topology) != (self.counts, self.topology):
+                    raise SprigError(
+                        f"The mesh of {source.name!r} was edited while it was rigged; run the rigging again."
+                    )
+                return source
+        raise SprigError(f"{self.name!r} was deleted while it was rigged; undo that and run the rigging again.")

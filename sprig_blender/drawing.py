@@ -1,0 +1,68 @@
+"""Pieces of layout that the panel and the preferences share."""
+
+from __future__ import annotations
+
+import blf
+import bpy
+
+from . import dependencies, jobs
+from .dependencies import State
+
+DEFAULT_FONT = 0  # the interface's
+STATE_ICONS = {State.READY: "CHECKMARK", State.MISSING: "IMPORT", State.BROKEN: "ERROR"}
+MARGIN = 70  # what panel, box, icon and scroll bar take of a region's width, in pixels at scale 1
+BUTTON = 20  # the width of a button that has only an icon
+
+
+def draw_paragraph(layout, text: str, icon: str = "NONE", beside: int = 0) -> None:
+    """A sentence, broken into lines since Blender would cut it off; `beside`: how many icon buttons are next to it."""
+    column = layout.column(align=True)
+    column.scale_y = 0.8
+    for number, line in enumerate(_lines(text, bpy.context.region.width, MARGIN + BUTTON * beside)):
+        column.label(text=line, icon=icon if number == 0 else "BLANK1")
+
+
+def _lines(text: str, width: int, margin: int) -> list[str]:
+    """`text` broken between words so that no line is wider than `width` pixels less `margin` (at scale 1)."""
+    preferences = bpy.context.preferences
+    scale = preferences.system.ui_scale
+    blf.size(DEFAULT_FONT, preferences.ui_styles[0].widget.points * scale)
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".lstrip()
+        if lines[-1] and blf.dimensions(DEFAULT_FONT, longer)[0] > width - margin * scale:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def draw_progress(layout, activity: jobs.Activity) -> None:
+    """The bar of what runs, what it is at, and the button that stops it."""
+    row = layout.row(align=True)
+    row.scale_y = 1.4
+    row.progress(factor=activity.step.fraction, text=f"{activity.title}  {100 * activity.step.fraction:.0f} %")
+    row.operator("sprig.cancel", text="", icon="X")
+    layout.label(text=activity.text)
+
+
+def draw_libraries(layout) -> None:
+    """The state of every library, and the buttons that change it."""
+    box = layout.box()
+    for library in dependencies.libraries():
+        row = box.split(factor=0.35)
+        row.label(text=library.name, icon=STATE_ICONS[library.state])
+        row.label(text=library.detail if library.state is State.READY else f"{library.state.value} {library.detail}")
+    activity = jobs.running()
+    if activity and activity.operator == "sprig.install_backend":
+        draw_progress(box, activity)
+        return
+    row = box.row(align=True)
+    row.operator(
+        "sprig.install_backend",
+        text=f"{'Reinstall' if dependencies.is_installed() else 'Install'} ({dependencies.download_size():.0f} MB)",
+        icon="IMPORT",
+    )
+    row.operator("sprig.install_backend_from_folder", text="", icon="FILE_FOLDER")
+    if dependencies.is_installed():
+        row.operator("sprig.uninstall_backend", text="", icon="TRASH")

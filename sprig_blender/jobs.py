@@ -1,0 +1,249 @@
+"""Long work that keeps Blender usable: a worker thread, and operators that advance by small steps.
+
+A long operator is written once, as a generator of `Step`s. `invoke` (the button) takes one step per timer event, so
+the window stays alive and Esc or the panel's Cancel stops it; `execute` (scripts, background mode) takes them all.
+Stopping works the same way everywhere: an event is set, and the next step or progress call raises `Cancelled`.
+
+The worker thread never touches bpy, not even to read; it talks through a queue only.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Generator
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import bpy
+
+from ..backend.errors import Cancelled, SprigError
+from . import problems
+
+TICK = 0.05  # seconds between two timer events: quick enough for a smooth bar, slow enough to leave Blender alone
+PATIENCE = 0.1  # seconds that a synchronous run waits for the worker at a time, so that Ctrl+C stays prompt
+MOUSE = {"MOUSEMOVE", "INBETWEEN_MOUSEMOVE", "LEFTMOUSE", "WHEELUPMOUSE", "WHEELDOWNMOUSE", "TRACKPADPAN"}
+
+
+class Step(NamedTuple):
+    """What a generator of steps tells its driver: progress in [0, 1], what it does, and who owns the scene.
+
+    exclusive: the scene is changed for the moment (frame, modifiers), so the user must not work in it until it is back.
+    """
+
+    fraction: float
+    text: str
+    exclusive: bool = False
+
+
+Steps = Generator[Step, None, str]  # returns the sentence for the user
+
+
+class Job:
+    """One function in a thread of its own: `work(progress)`, where progress raises Cancelled once `cancel` is set.
+
+    As a context manager it starts the thread, and on leaving asks it to stop and waits: no thread outlives its user.
+    """
+
+    def __init__(self, work: Callable[[Callable[[float, str], None]], Any], cancel: threading.Event):
+        self.fraction, self.text = 0.0, ""
+        self._work = work
+        self._cancel = cancel
+        self._messages: queue.SimpleQueue[tuple[float, str]] = queue.SimpleQueue()
+        self._result: Any = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="SPRig", daemon=True)
+
+    def __enter__(self) -> Job:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exception) -> None:
+        if self._thread.is_alive():
+            self._cancel.set()
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._result = self._work(self._progress)
+        except BaseException as error:  # handed on by result(), with its traceback
+            self._error = error
+
+    def _progress(self, fraction: float, text: str) -> None:
+        if self._cancel.is_set():
+            raise Cancelled
+        self._messages.put((fraction, text))
+
+    def wait(self, seconds: float) -> bool:
+        """Wait up to `seconds` for the end, take in what the worker said, and tell whether it is still running."""
+        self._thread.join(seconds)
+        while not self._messages.empty():
+            self.fraction, self.text = self._messages.get()
+        return self._thread.is_alive()
+
+    def result(self) -> Any:
+        """What `work` returned; raises what it raised. Only after wait() said that it ended."""
+        assert not self._thread.is_alive(), "the job is still running"
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+
+class Activity:
+    """What runs at the moment, for the panel and the status bar."""
+
+    def __init__(self, operator: str, title: str):
+        self.operator, self.title = operator, title
+        self.step = Step(0.0, "Starting")
+        self.cancel = threading.Event()
+        self.abandon: Callable[[], None] | None = None  # ends it at once; None while it runs synchronously
+
+    @property
+    def text(self) -> str:
+        return "Stopping" if self.cancel.is_set() else self.step.text
+
+
+_running: list[Activity] = []  # at most one: the activity that owns the panel
+
+
+def running() -> Activity | None:
+    """The activity in progress, if there is one."""
+    return _running[0] if _running else None
+
+
+class LongOperator:
+    """Mixin of operators that run a generator of steps; `title` names the work, `steps` does it."""
+
+    title = ""
+
+    def steps(self, context, cancel: threading.Event, patience: float) -> Steps:
+        """Do the work step by step and return the sentence that tells the user how it went.
+
+        cancel: raise Cancelled soon after it is set; patience: seconds a step may wait for a worker thread.
+        """
+        raise NotImplementedError
+
+    # -- synchronous: scripts, background mode, Repeat Last ------------------------------------------------------------
+    def execute(self, context):
+        if running():
+            self.report({"ERROR"}, f"{running().title} is running; wait for it or cancel it.")
+            return {"CANCELLED"}
+        activity = self._begin()
+        manager = context.window_manager
+        manager.progress_begin(0, 100)
+        try:
+            with closing(self.steps(context, activity.cancel, PATIENCE)) as steps:
+                while (outcome := self._advance(steps, activity)) is None:
+                    manager.progress_update(100 * activity.step.fraction)
+        finally:
+            manager.progress_end()
+            self._end(activity)
+        return outcome
+
+    # -- in the window ------------------------------------------------------------------------------------------------
+    def invoke(self, context, _event):
+        if bpy.app.background or running():
+            return self.execute(context)
+        self._activity = self._begin()
+        self._activity.abandon = self._abandon
+        self._steps = self.steps(context, self._activity.cancel, 0.0)
+        self._timer = context.window_manager.event_timer_add(TICK, window=context.window)
+        context.window_manager.modal_handler_add(self)
+        self._show()
+        return {"RUNNING_MODAL"}
+
+    def modal(self, context, event):
+        activity = self._activity
+        if event.type == "ESC" and event.value == "PRESS":
+            activity.cancel.set()
+            self._show()
+            return {"RUNNING_MODAL"}
+        if event.type != "TIMER":
+            if activity.step.exclusive and not (event.type in MOUSE and _over_sidebar(event)):
+                return {"RUNNING_MODAL"}  # swallowed
+            return {"PASS_THROUGH"}
+        outcome = self._advance(self._steps, activity)
+        if outcome is None:
+            self._show()
+            return {"PASS_THROUGH"}
+        self._leave()
+        return outcome
+
+    def cancel(self, _context):
+        """Blender ends the operator itself: another file is opened, or the window closes."""
+        self._abandon()
+
+    # -- shared -------------------------------------------------------------------------------------------------------
+    def _begin(self) -> Activity:
+        problems.forget()
+        activity = Activity(type(self).bl_idname, self.title)
+        _running.append(activity)
+        return activity
+
+    def _end(self, activity: Activity) -> None:
+        _running.remove(activity)
+        redraw_sidebars()
+
+    def _advance(self, steps: Steps, activity: Activity) -> set[str] | None:
+        """Take one step; None, or the operator's outcome when that was the last one."""
+        try:
+            activity.step = next(steps)
+            return None
+        except StopIteration as finished:
+            self.report({"INFO"}, finished.value)
+            return {"FINISHED"}
+        except Cancelled:
+            self.report({"INFO"}, f"{self.title} cancelled; nothing was changed.")
+        except SprigError as error:
+            self.report({"ERROR"}, problems.expected(error))
+        except (
+            Exception
+        ) as error:  # a bug: the user gets a sentence and *Copy Report*, the console and the log the rest
+            self.report({"ERROR"}, problems.unexpected(self.title, error))
+        return {"CANCELLED"}
+
+    def _show(self) -> None:
+        """Draw progress in the sidebar and the status bar."""
+        activity = self._activity
+        percent = f"{100 * activity.step.fraction:.0f} %"
+        bpy.context.workspace.status_text_set(f"{activity.title}: {percent}   {activity.text}     Esc: Cancel")
+        redraw_sidebars()
+
+    def _abandon(self) -> None:
+        self._activity.cancel.set()
+        self._steps.close()  # waits for the worker, puts the scene back
+        self._leave()
+
+    def _leave(self) -> None:
+        bpy.context.window_manager.event_timer_remove(self._timer)
+        for workspace in bpy.data.workspaces:  # the user may have gone through several
+            workspace.status_text_set(None)
+        self._end(self._activity)
+
+
+def _over_sidebar(event) -> bool:
+    """Whether the mouse is over a 3D viewport's sidebar, where the panel's Cancel button is."""
+    return any(
+        region.x <= event.mouse_x < region.x + region.width and region.y <= event.mouse_y < region.y + region.height
+        for region in _sidebars()
+    )
+
+
+def _sidebars():
+    for window in bpy.context.window_manager.windows:
+        for area in window.screen.areas:
+            if area.type == "VIEW_3D":
+                yield from (region for region in area.regions if region.type == "UI")
+
+
+def redraw_sidebars() -> None:
+    """Ask Blender to draw the 3D viewports' sidebars again (the views themselves stay as they are)."""
+    for region in _sidebars():
+        region.tag_redraw()
+
+
+def stop() -> None:
+    """End what runs in a window; the add-on is being disabled."""
+    activity = running()
+    if activity and activity.abandon:
+        activity.abandon()

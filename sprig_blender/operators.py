@@ -1,0 +1,217 @@
+"""The operators: thin doors to auto_rig.py and dependencies.py, and the small buttons around them."""
+
+from pathlib import Path
+
+import bpy
+from bpy.props import IntProperty, StringProperty
+from bpy.types import Operator
+
+from ..backend.errors import SprigError
+from . import auto_rig, dependencies, jobs, preferences, problems
+from .jobs import Job, LongOperator, Step
+
+
+class SPRIG_OT_auto_rig_sequence(LongOperator, Operator):
+    """Turn the selected animated meshes into one rig: an armature, skinned copies and keys that replay the motion"""
+
+    bl_idname = "sprig.auto_rig_sequence"
+    bl_label = "Auto-Rig Sequence"
+    bl_options = {"REGISTER", "UNDO"}
+    title = "Auto-Rig"
+
+    @classmethod
+    def poll(cls, context):
+        if jobs.running():
+            cls.poll_message_set(f"{jobs.running().title} is running; wait for it or cancel it")
+        elif not dependencies.ready():
+            cls.poll_message_set(dependencies.what_to_do())
+        elif context.mode != "OBJECT":
+            cls.poll_message_set("Switch to Object Mode first")
+        elif not auto_rig.chosen_meshes(context):
+            cls.poll_message_set("Select one or several animated meshes")
+        else:
+            return True
+        return False
+
+    def steps(self, context, cancel, patience):
+        return auto_rig.steps(context, cancel, patience)
+
+
+class _Install(LongOperator):
+    """What both ways to install have in common."""
+
+    title = "Install"
+
+    @classmethod
+    def poll(cls, context):
+        if jobs.running():
+            cls.poll_message_set(f"{jobs.running().title} is running; wait for it or cancel it")
+        elif dependencies.own_folder() is None:
+            cls.poll_message_set("SPRig is not installed as an extension, so it has no folder for libraries")
+        else:
+            return True
+        return False
+
+    def _install(self, context, wheel_folder: Path | None, cancel, patience):
+        folder = dependencies.own_folder()
+        with Job(lambda progress: dependencies.install(folder, wheel_folder, progress), cancel) as job:
+            while job.wait(patience):
+                yield Step(job.fraction, job.text)
+        job.result()
+        dependencies.use_folder(preferences.library_folder(context))
+        versions = ", ".join(f"{library.name} {library.detail}" for library in dependencies.libraries())
+        return f"Installed; SPRig uses {versions}"
+
+
+class SPRIG_OT_install_backend(_Install, Operator):
+    """Download PyTorch and SciPy into SPRig's own folder; Blender's own Python is left alone"""
+
+    bl_idname = "sprig.install_backend"
+    bl_label = "Install Libraries"
+
+    wheel_folder: StringProperty(
+        name="Folder of Wheels",
+        description="Take the libraries from this folder instead of the network",
+        subtype="DIR_PATH",
+        options={"SKIP_SAVE"},
+    )
+
+    def steps(self, context, cancel, patience):
+        if self.wheel_folder:
+            folder = Path(bpy.path.abspath(self.wheel_folder))
+            if not folder.is_dir():
+                raise SprigError(f"There is no folder {folder}; choose the one that holds the wheels.")
+            return (yield from self._install(context, folder, cancel, patience))
+        if not bpy.app.online_access:
+            raise SprigError(
+                "Blender may not use the network; allow Online Access in Preferences, System, "
+                "or install from a folder of wheels."
+            )
+        return (yield from self._install(context, None, cancel, patience))
+
+
+class SPRIG_OT_install_backend_from_folder(Operator):
+    """Install PyTorch and SciPy from a folder of downloaded wheels, without the network"""
+
+    bl_idname = "sprig.install_backend_from_folder"
+    bl_label = "Install from Folder of Wheels"
+    bl_options = {"INTERNAL"}
+
+    directory: StringProperty(
+        name="Folder of Wheels",
+        description="The folder that holds the wheels",
+        subtype="DIR_PATH",
+        options={"SKIP_SAVE"},
+    )
+
+    @classmethod
+    def poll(cls, context):
+        return SPRIG_OT_install_backend.poll(context)
+
+    def invoke(self, context, _event):
+        context.window_manager.fileselect_add(self)
+        return {"RUNNING_MODAL"}
+
+    def execute(self, _context):
+        return bpy.ops.sprig.install_backend("INVOKE_DEFAULT", wheel_folder=self.directory)
+
+
+class SPRIG_OT_uninstall_backend(Operator):
+    """Remove the libraries that SPRig installed"""
+
+    bl_idname = "sprig.uninstall_backend"
+    bl_label = "Remove Libraries"
+
+    @classmethod
+    def poll(cls, _context):
+        if not dependencies.is_installed():
+            cls.poll_message_set("SPRig has installed no libraries")
+        elif jobs.running():
+            cls.poll_message_set(f"{jobs.running().title} is running; wait for it or cancel it")
+        else:
+            return True
+        return False
+
+    def invoke(self, context, event):
+        return context.window_manager.invoke_confirm(self, event)
+
+    def execute(self, context):
+        gone = dependencies.uninstall()
+        dependencies.use_folder(preferences.library_folder(context))
+        self.report({"INFO"}, "Libraries removed" if gone else "The libraries are in use and go when Blender restarts")
+        return {"FINISHED"}
+
+
+class SPRIG_OT_cancel(Operator):
+    """Stop what SPRig is doing; nothing is changed"""
+
+    bl_idname = "sprig.cancel"
+    bl_label = "Cancel"
+    bl_options = {"INTERNAL"}
+
+    @classmethod
+    def poll(cls, _context):
+        return jobs.running() is not None
+
+    def execute(self, _context):
+        jobs.running().cancel.set()
+        return {"FINISHED"}
+
+
+class SPRIG_OT_go_to_frame(Operator):
+    """Show this frame"""
+
+    bl_idname = "sprig.go_to_frame"
+    bl_label = "Go to Frame"
+    bl_options = {"INTERNAL", "UNDO_GROUPED"}
+    bl_undo_group = "Frame Change"  # the name that Blender's own frame jumps share
+
+    frame: IntProperty(name="Frame", description="Frame to show")
+
+    def execute(self, context):
+        context.scene.frame_set(self.frame)
+        return {"FINISHED"}
+
+
+class SPRIG_OT_copy_report(Operator):
+    """Copy versions and traceback of the last failure to the clipboard, to send them to the developers"""
+
+    bl_idname = "sprig.copy_report"
+    bl_label = "Copy Report"
+
+    @classmethod
+    def poll(cls, _context):
+        if problems.last() is None or not problems.last().report:
+            cls.poll_message_set("Nothing has failed unexpectedly")
+            return False
+        return True
+
+    def execute(self, context):
+        context.window_manager.clipboard = problems.last().report
+        self.report({"INFO"}, "Report copied to the clipboard")
+        return {"FINISHED"}
+
+
+class SPRIG_OT_dismiss_problem(Operator):
+    """Take this message away"""
+
+    bl_idname = "sprig.dismiss_problem"
+    bl_label = "Dismiss"
+    bl_options = {"INTERNAL"}
+
+    def execute(self, _context):
+        problems.forget()
+        jobs.redraw_sidebars()
+        return {"FINISHED"}
+
+
+CLASSES = (
+    SPRIG_OT_auto_rig_sequence,
+    SPRIG_OT_install_backend,
+    SPRIG_OT_install_backend_from_folder,
+    SPRIG_OT_uninstall_backend,
+    SPRIG_OT_cancel,
+    SPRIG_OT_go_to_frame,
+    SPRIG_OT_copy_report,
+    SPRIG_OT_dismiss_problem,
+)

@@ -1,0 +1,160 @@
+"""The sidebar tab *SPRig* of the 3D viewport, and the entry in Object > Animation."""
+
+import bpy
+from bpy.types import Panel
+
+from . import auto_rig, dependencies, drawing, jobs, preferences, problems
+
+RIG_OPERATOR = "sprig.auto_rig_sequence"
+
+
+class SPRIG_PT_main(Panel):
+    bl_idname = "SPRIG_PT_main"
+    bl_label = "SPRig"
+    bl_space_type = "VIEW_3D"
+    bl_region_type = "UI"
+    bl_category = "SPRig"
+
+    def draw(self, context):
+        layout = self.layout
+        layout.use_property_split = True
+        layout.use_property_decorate = False
+        if not dependencies.ready():
+            drawing.draw_paragraph(layout, f"{dependencies.what_is_wrong()}.", icon="INFO")
+            drawing.draw_libraries(layout)
+        running = jobs.running()
+        settings = layout.column()
+        settings.enabled = running is None
+        _draw_chosen(settings, context)
+        _draw_settings(settings, context)
+        _draw_advanced(settings, context)
+        layout.separator()
+        if running and running.operator == RIG_OPERATOR:
+            drawing.draw_progress(layout, running)
+        else:
+            row = layout.row()
+            row.scale_y = 1.6
+            row.operator(RIG_OPERATOR, icon="ARMATURE_DATA")
+        _draw_problem(layout)
+        _draw_result(layout, context)
+
+
+def _draw_chosen(layout, context) -> None:
+    """What the button would rig."""
+    meshes = auto_rig.chosen_meshes(context)
+    if not meshes:
+        layout.label(text="Select an animated mesh", icon="MESH_DATA")
+        return
+    name = meshes[0].name if len(meshes) == 1 else f"{len(meshes)} meshes"
+    vertices = sum(len(mesh.data.vertices) for mesh in meshes)
+    layout.label(text=f"{name}  ·  {vertices:,} vertices", icon="MESH_DATA")
+
+
+def _draw_settings(layout, context) -> None:
+    scene, settings = context.scene, context.scene.sprig
+    column = layout.column()
+    column.row().prop(settings, "range_mode", expand=True)
+    owner = settings if settings.range_mode == "CUSTOM" else scene
+    block = column.column(align=True)
+    ends = block.column(align=True)
+    ends.active = owner is settings
+    ends.prop(owner, "frame_start", text="Start")
+    ends.prop(owner, "frame_end", text="End")
+    block.prop(settings, "frame_step")
+
+    column = layout.column()
+    column.row().prop(settings, "anchor_mode", expand=True)
+    if settings.anchor_mode == "FRAME":
+        column.prop(settings, "anchor_frame")
+
+    column = layout.column()
+    column.row().prop(settings, "joints_mode", expand=True)
+    column.prop(settings, "tolerance" if settings.joints_mode == "AUTO" else "joints")
+
+
+def _draw_advanced(layout, context) -> None:
+    header, body = layout.panel("SPRIG_PT_advanced", default_closed=True)
+    header.label(text="Advanced")
+    if body is None:
+        return
+    settings = context.scene.sprig
+    body.prop(settings, "influences")
+    column = body.column(heading="Rest Shape")
+    column.prop(settings, "rest_correction", text="Correct")
+    column = body.column(heading="Bones")
+    column.prop(settings, "stretch", text="May Stretch")
+    column = body.column(heading="Residual")
+    column.prop(settings, "corrective", text="As Shape Keys")
+    body.prop(settings, "seed")
+    ours = preferences.of_this_addon(context)
+    if ours:
+        body.prop(ours, "device")
+
+
+def _draw_problem(layout) -> None:
+    """Why the last run ended without a rig."""
+    problem = problems.last()
+    if problem is None:
+        return
+    box = layout.box()
+    row = box.row()
+    drawing.draw_paragraph(row, problem.sentence, icon="ERROR", beside=1)
+    row.operator("sprig.dismiss_problem", text="", icon="X", emboss=False)
+    if problem.report:
+        box.operator("sprig.copy_report", icon="COPYDOWN")
+
+
+def _draw_result(layout, context) -> None:
+    """The figures of the rig that the active object belongs to."""
+    active = context.view_layer.objects.active
+    armature = auto_rig.result_for(active) if active else None
+    if armature is None or armature.sprig.joints == 0:
+        return
+    result = armature.sprig
+    box = layout.box()
+    box.label(text=armature.name, icon="OUTLINER_OB_ARMATURE")
+    column = box.column(align=True)
+    _draw_figure(column, "Joints", f"{result.joints}")
+    _draw_figure(column, "Frames", f"{result.first_frame} – {result.last_frame}")
+    _draw_frame(column, "Rest Pose", result.anchor_frame, f"{result.anchor_frame}")
+    column.separator()
+    _draw_figure(column, "RMSE", f"{result.rmse:.3f} %")
+    _draw_frame(column, "Worst Frame", result.worst_frame, f"{result.worst_frame}   ({result.worst_rmse:.3f} %)")
+    _draw_figure(column, "Time", f"{result.seconds:.1f} s")
+    for warning in result.warnings.splitlines():
+        drawing.draw_paragraph(box, warning, icon="ERROR")
+
+
+def _figure_row(layout, name: str):
+    """A row with the name on the left, as wide as the names of properties; returns the right part."""
+    split = layout.split(factor=0.4)
+    left = split.row()
+    left.alignment = "RIGHT"
+    left.label(text=name)
+    return split.row()
+
+
+def _draw_figure(layout, name: str, value: str) -> None:
+    _figure_row(layout, name).label(text=value)
+
+
+def _draw_frame(layout, name: str, frame: int, text: str) -> None:
+    """A frame number as a button that goes there."""
+    _figure_row(layout, name).operator("sprig.go_to_frame", text=text, icon="TIME").frame = frame
+
+
+def draw_menu_entry(self, _context) -> None:
+    """In Object > Animation."""
+    self.layout.separator()
+    self.layout.operator(RIG_OPERATOR, icon="ARMATURE_DATA")
+
+
+CLASSES = (SPRIG_PT_main,)
+
+
+def register() -> None:
+    bpy.types.VIEW3D_MT_object_animation.append(draw_menu_entry)
+
+
+def unregister() -> None:
+    bpy.types.VIEW3D_MT_object_animation.remove(draw_menu_entry)

@@ -1,0 +1,74 @@
+"""The add-on's preferences: the libraries, and where to compute."""
+
+import bpy
+from bpy.props import EnumProperty, StringProperty
+from bpy.types import AddonPreferences
+
+from . import dependencies, drawing
+
+
+def _folder_changed(preferences, _context) -> None:
+    dependencies.use_folder(bpy.path.abspath(preferences.library_folder))
+
+
+class SPRigPreferences(AddonPreferences):
+    bl_idname = ""  # the root package's name, known at registration
+
+    device: EnumProperty(
+        name="Device",
+        description="Where the rig is computed",
+        items=(
+            (
+                "auto",
+                "Auto",
+                "The graphics card when PyTorch can use it and the sequence is large enough to gain from it",
+            ),
+            ("cpu", "CPU", "The processor"),
+            ("cuda", "CUDA", "An NVIDIA card, or an AMD card with a ROCm build of PyTorch"),
+            ("mps", "Metal", "The graphics part of an Apple processor"),
+        ),
+        default="auto",
+    )
+    library_folder: StringProperty(
+        name="Existing Folder",
+        description="A folder that already holds torch and scipy for this Blender's Python, such as a site-packages "
+        "folder; used instead of an installation by SPRig",
+        subtype="DIR_PATH",
+        update=_folder_changed,
+    )
+
+    def draw(self, _context):
+        layout = self.layout
+        drawing.draw_libraries(layout)
+        layout.separator()
+        column = layout.column()
+        column.use_property_split = True
+        column.prop(self, "library_folder")
+        column.prop(self, "device")
+
+
+def of_this_addon(context) -> "SPRigPreferences | None":
+    """Our preferences; None when the add-on was enabled by a script without being added to the user's list."""
+    entry = context.preferences.addons.get(SPRigPreferences.bl_idname)
+    return entry.preferences if entry else None
+
+
+def device(context) -> str:
+    """The device that the user chose."""
+    preferences = of_this_addon(context)
+    return preferences.device if preferences else "auto"
+
+
+def library_folder(context) -> str:
+    """The user's own folder of libraries, empty for none."""
+    preferences = of_this_addon(context)
+    return bpy.path.abspath(preferences.library_folder) if preferences else ""
+
+
+def register(package: str) -> None:
+    SPRigPreferences.bl_idname = package
+    bpy.utils.register_class(SPRigPreferences)
+
+
+def unregister() -> None:
+    bpy.utils.unregister_class(SPRigPreferences)

@@ -1,0 +1,120 @@
+"""What the user sets in the panel (per scene) and what is remembered of a result (on its armature)."""
+
+import bpy
+from bpy.props import BoolProperty, EnumProperty, FloatProperty, IntProperty, PointerProperty, StringProperty
+from bpy.types import PropertyGroup
+
+
+class SPRIG_PG_settings(PropertyGroup):
+    """The panel's settings, kept with the scene; the defaults are the command line's."""
+
+    range_mode: EnumProperty(
+        name="Frames",
+        description="Which frames are rigged",
+        items=(
+            ("SCENE", "Scene", "The scene's frame range"),
+            ("CUSTOM", "Custom", "A range of your own"),
+        ),
+        default="SCENE",
+    )
+    frame_start: IntProperty(name="Start", description="First frame that is rigged", default=1)
+    frame_end: IntProperty(name="End", description="Last frame that is rigged", default=250)
+    frame_step: IntProperty(
+        name="Step",
+        description="Take every n-th frame; the frames between them are interpolated linearly",
+        default=1,
+        min=1,
+        soft_max=10,
+    )
+    anchor_mode: EnumProperty(
+        name="Rest Pose",
+        description="The frame whose shape becomes the rest pose, called the anchor",
+        items=(
+            ("AUTO", "Auto", "The frame of greatest surface area, where the limbs are most spread out"),
+            ("FRAME", "Frame", "A frame of your choice, such as a T-pose"),
+        ),
+        default="AUTO",
+    )
+    anchor_frame: IntProperty(
+        name="Frame",
+        description="Frame whose shape becomes the rest pose; it has to be one of the frames read",
+        default=1,
+    )
+    joints_mode: EnumProperty(
+        name="Joints",
+        description="How the number of joints is found",
+        items=(
+            ("AUTO", "Auto", "As many joints as the tolerance asks for"),
+            ("NUMBER", "Number", "A number of your choice"),
+        ),
+        default="AUTO",
+    )
+    joints: IntProperty(
+        name="Count",
+        description="Number of joints; the rig has fewer when the motion does not hold that many",
+        default=24,
+        min=2,
+        soft_max=100,
+    )
+    tolerance: FloatProperty(
+        name="Tolerance",
+        description="Error at which no more joints are added, in per cent of the bounding box's diagonal",
+        default=0.1,
+        min=0.001,
+        max=100.0,
+        soft_max=1.0,
+        step=1,
+        precision=3,
+        subtype="PERCENTAGE",
+    )
+    influences: IntProperty(
+        name="Influences",
+        description="Joints that may move one vertex; game engines expect 4",
+        default=4,
+        min=1,
+        soft_max=8,
+    )
+    rest_correction: BoolProperty(
+        name="Correct Rest Shape",
+        description="Let the rest shape move by hundredths of a per cent where all frames agree that it should",
+        default=True,
+    )
+    stretch: BoolProperty(
+        name="Allow Stretch",
+        description="Key the location of the few bones where rotation alone costs most; otherwise bones only rotate",
+        default=False,
+    )
+    corrective: BoolProperty(
+        name="Corrective Shape Keys",
+        description="Add what the bones leave over as one shape key per frame, for cloth and faces; makes files large",
+        default=False,
+    )
+    seed: IntProperty(name="Seed", description="Of every random choice; the same seed gives the same rig", min=0)
+
+
+class SPRIG_PG_result(PropertyGroup):
+    """What the result box shows; lives on the armature, so undo, copies and saved files keep it with the rig."""
+
+    joints: IntProperty(name="Joints", description="Number of bones; 0 on armatures that are not ours")
+    vertices: IntProperty(name="Vertices", description="Number of vertices that the rig moves")
+    first_frame: IntProperty(name="First Frame", description="First frame that was rigged")
+    last_frame: IntProperty(name="Last Frame", description="Last frame that was rigged")
+    rmse: FloatProperty(name="RMSE", description="Error over all frames, per cent of the bounding box's diagonal")
+    worst_frame: IntProperty(name="Worst Frame", description="The frame with the largest error")
+    worst_rmse: FloatProperty(name="Worst RMSE", description="Error of that frame, per cent of the diagonal")
+    anchor_frame: IntProperty(name="Rest Pose", description="The frame whose shape is the rest pose")
+    seconds: FloatProperty(name="Time", description="Seconds from the button to the rig")
+    warnings: StringProperty(name="Warnings", description="What the user should know, one sentence a line")
+
+
+CLASSES = (SPRIG_PG_settings, SPRIG_PG_result)
+
+
+def register() -> None:
+    bpy.types.Scene.sprig = PointerProperty(type=SPRIG_PG_settings, name="SPRig", description="Settings of SPRig")
+    bpy.types.Object.sprig = PointerProperty(type=SPRIG_PG_result, name="SPRig", description="How well the rig replays")
+
+
+def unregister() -> None:
+    del bpy.types.Object.sprig
+    del bpy.types.Scene.sprig

@@ -1,0 +1,413 @@
+"""What happens in a real Blender window. Run by test_window.py; nothing here imports pytest or sprig.
+
+A scenario is a generator that yields conditions: it goes on when Blender's main loop has made one true. That keeps the
+window alive in between, as with a user, and makes a test wait for what happens instead of for seconds.
+"""
+
+import json
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+import blender_gui as gui  # comes with the runner
+import bpy
+import numpy as np
+
+PATIENCE = 120  # seconds until a condition that never comes true fails the scenario
+REPOSITORY = "sprig_checkout"
+ADD_ON = f"bl_ext.{REPOSITORY}.sprig"
+
+
+def run(name, checkout, scratch):
+    """Play the scenario `name`; what it returns is written to scratch/result.json."""
+    stage = Stage(Path(checkout), Path(scratch))
+    steps = SCENARIOS[name](stage)
+    gui.hold()
+    state = {"condition": None, "since": time.time()}
+
+    def advance():
+        try:
+            if state["condition"] and not state["condition"]():
+                assert time.time() - state["since"] < PATIENCE, "waited in vain"
+                return 0.05
+            state["condition"], state["since"] = next(steps), time.time()
+            return 0.05
+        except StopIteration as end:
+            (stage.scratch / "result.json").write_text(json.dumps(end.value or {}))
+        except BaseException:
+            traceback.print_exc()
+            gui.fail(f"scenario {name}")
+        gui.ready()
+        return None
+
+    bpy.app.timers.register(advance, first_interval=0.2, persistent=True)
+
+
+def seconds(count):
+    """A condition: so many seconds have passed."""
+    end = time.time() + count
+    return lambda: time.time() > end
+
+
+class Stage:
+    """The window with the add-on, and the hands of the user."""
+
+    def __init__(self, checkout, scratch):
+        self.checkout, self.scratch = checkout, scratch
+
+    def enable(self):
+        """Enable the checkout as an extension, as a user's repository would."""
+        link = self.scratch / "repository" / "sprig"
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(self.checkout, target_is_directory=True)
+        repositories = bpy.context.preferences.extensions.repos
+        repositories.new(name="SPRig checkout", module=REPOSITORY, custom_directory=str(link.parent))
+        bpy.ops.preferences.addon_enable(module=ADD_ON)
+        assert ADD_ON in bpy.context.preferences.addons, "the add-on is not enabled"
+
+    def module(self, name):
+        """A module of the add-on as Blender imported it."""
+        return sys.modules[f"{ADD_ON}.{name}"]
+
+    def running(self):
+        return self.module("sprig_blender.jobs").running()
+
+    def problem(self):
+        return self.module("sprig_blender.problems").last()
+
+    def add_animal(self):
+        """A scene with nothing but the sequence of scratch/animal.npz on a Mesh Cache modifier, selected and looked at."""
+        bpy.data.batch_remove(list(bpy.data.objects))
+        data = np.load(self.scratch / "animal.npz")
+        vertices, faces = data["vertices"], data["faces"]
+        mesh = bpy.data.meshes.new("Elephant")
+        mesh.from_pydata(vertices[0], [], faces)
+        mesh.shade_smooth()
+        animal = bpy.data.objects.new("Elephant", mesh)
+        scene = bpy.context.scene
+        scene.collection.objects.link(animal)
+        cache = self.scratch / "animal.pc2"
+        header = b"POINTCACHE2\0" + np.array([1, vertices.shape[1]], "<i4").tobytes()
+        header += np.array([1, 1], "<f4").tobytes() + np.array([len(vertices)], "<i4").tobytes()
+        cache.write_bytes(header + vertices.astype("<f4").tobytes())
+        modifier = animal.modifiers.new("Cache", "MESH_CACHE")
+        modifier.cache_format, modifier.filepath, modifier.frame_start = "PC2", str(cache), 1
+        scene.frame_start, scene.frame_end = 1, len(vertices)
+        scene.frame_set(1)
+        bpy.context.view_layer.objects.active = animal
+        animal.select_set(True)
+        bpy.ops.ed.undo_push(message="Scene")
+        return animal
+
+    def add_bar(self):
+        """A scene with nothing but a bar that bends at its middle by shape keys, selected; two joints are enough."""
+        bpy.data.batch_remove(list(bpy.data.objects))
+        rings, around = 40, 24
+        height, angle = np.meshgrid(np.linspace(0, 4, rings), np.linspace(0, 2 * np.pi, around, endpoint=False))
+        straight = (
+            np.stack([0.3 * np.cos(angle), 0.3 * np.sin(angle), height], axis=-1).transpose(1, 0, 2).reshape(-1, 3)
+        )
+        ring = np.arange(around)
+        faces = [
+            (row * around + i, row * around + j, (row + 1) * around + j, (row + 1) * around + i)
+            for row in range(rings - 1)
+            for i, j in zip(ring, np.roll(ring, -1), strict=True)
+        ]
+        mesh = bpy.data.meshes.new("Bar")
+        mesh.from_pydata(straight, [], faces)
+        bar = bpy.data.objects.new("Bar", mesh)
+        scene = bpy.context.scene
+        scene.collection.objects.link(bar)
+        bar.shape_key_add(name="Basis")
+        bent = straight.copy()
+        upper = bent[:, 2] > 2
+        bent[upper] = np.stack([bent[upper, 2] - 2, bent[upper, 1], 2 - bent[upper, 0]], axis=1)
+        bend = bar.shape_key_add(name="Bend")
+        bend.data.foreach_set("co", bent.ravel())
+        for frame, value in ((1, 0.0), (20, 1.0)):
+            bend.value = value
+            bend.keyframe_insert("value", frame=frame)
+        scene.frame_start, scene.frame_end = 1, 20
+        scene.frame_set(1)
+        bpy.context.view_layer.objects.active = bar
+        bar.select_set(True)
+        scene.sprig.joints_mode, scene.sprig.joints = "NUMBER", 2
+        bpy.ops.ed.undo_push(message="Scene")
+        return bar
+
+    def look(self):
+        """Let the viewport fill the window, frame the selection, open the sidebar on our tab."""
+        window, area, region, space = gui.view3d()
+        space.overlay.show_floor = space.overlay.show_axis_x = space.overlay.show_axis_y = True
+        with bpy.context.temp_override(window=window, area=area, region=region):
+            bpy.ops.view3d.view_axis(type="RIGHT")
+            bpy.ops.view3d.view_orbit(angle=0.5, type="ORBITLEFT")
+            bpy.ops.view3d.view_orbit(angle=0.25, type="ORBITUP")
+            bpy.ops.view3d.view_selected()
+        gui.sidebar("SPRig")
+
+    def press_the_button(self):
+        window, area, region, _space = gui.view3d()
+        with bpy.context.temp_override(window=window, area=area, region=region):
+            return bpy.ops.sprig.auto_rig_sequence("INVOKE_DEFAULT")
+
+    def key(self, name, **modifiers):
+        """Press and release a key over the 3D viewport."""
+        window, _area, region, _space = gui.view3d()
+        x, y = region.x + region.width // 3, region.y + region.height // 2
+        for value in ("PRESS", "RELEASE"):
+            window.event_simulate(type=name, value=value, x=x, y=y, **modifiers)
+
+    def scene_print(self):
+        """Everything a cancelled run must leave as it was, comparable."""
+        scene = bpy.context.scene
+        objects = {
+            thing.name: (
+                thing.hide_get(),
+                thing.hide_render,
+                thing.hide_viewport,
+                thing.select_get(),
+                [(m.name, m.show_viewport, m.show_render) for m in thing.modifiers],
+                [list(row) for row in thing.matrix_world],
+            )
+            for thing in scene.objects
+        }
+        blocks = {
+            kind: sorted(block.name for block in getattr(bpy.data, kind))
+            for kind in ("objects", "meshes", "armatures", "actions", "collections", "materials", "scenes")
+        }
+        active = bpy.context.view_layer.objects.active
+        return [scene.frame_current, scene.frame_subframe, active.name if active else None, objects, blocks]
+
+
+def panel(stage):
+    """The panel idle, at work with status bar, and with its result; undo, redo, the worst frame, another run."""
+    stage.enable()
+    stage.add_animal()
+    stage.look()
+    yield seconds(1.0)
+    gui.shot(str(stage.scratch / "idle.png"))
+    before = stage.scene_print()
+    assert stage.press_the_button() == {"RUNNING_MODAL"}
+    yield lambda: stage.running() is None or stage.running().step.fraction > 0.3
+    assert stage.running(), f"it ended before a picture could be taken: {stage.problem()}"
+    fraction = stage.running().step.fraction
+    gui.shot(str(stage.scratch / "running.png"))
+    yield lambda: stage.running() is None
+    assert stage.problem() is None, stage.problem()
+    yield seconds(0.5)
+    gui.shot(str(stage.scratch / "result.png"))
+    after = stage.scene_print()
+    armature = bpy.context.view_layer.objects.active
+    result = armature.sprig
+    figures = {"joints": result.joints, "rmse": result.rmse, "worst_frame": result.worst_frame, "at": fraction}
+    bpy.ops.sprig.go_to_frame(frame=result.worst_frame)
+    figures["frame"] = bpy.context.scene.frame_current
+    bpy.context.scene.frame_set(1)
+
+    stage.key("Z", ctrl=True)
+    yield lambda: len(bpy.data.armatures) == 0
+    figures["undone"] = stage.scene_print() == before
+    stage.key("Z", ctrl=True, shift=True)
+    yield lambda: len(bpy.data.armatures) == 1
+    figures["redone"] = stage.scene_print() == after
+
+    stage.press_the_button()
+    yield lambda: stage.running() is None
+    assert stage.problem() is None, stage.problem()
+    figures["replaced"] = stage.scene_print()[4] == after[4]
+    return figures
+
+
+def cancel(stage):
+    """Esc while frames are read, while the worker computes, and the panel's button: each time nothing has changed."""
+    stage.enable()
+    bar = stage.add_bar()
+    stage.look()
+    scene = bpy.context.scene
+    scene.frame_set(7, subframe=0.25)
+    settings = scene.sprig
+    settings.range_mode, settings.frame_end = "CUSTOM", 20_000  # long enough to be met while it reads
+    before = stage.scene_print()
+    figures = {}
+
+    stage.press_the_button()
+    yield lambda: stage.running().step.exclusive and stage.running().step.fraction > 0.001
+    figures["reading"] = stage.running().text
+    gui.shot(str(stage.scratch / "reading.png"))
+    stage.key("G")  # would move the bar; while frames are read the scene is not the user's
+    stage.key("ESC")
+    yield lambda: stage.running() is None
+    figures["unchanged after reading"] = stage.scene_print() == before
+
+    settings.frame_end = 200
+    stage.press_the_button()
+    yield lambda: not stage.running().step.exclusive and stage.running().step.fraction > 0.15
+    figures["solving"] = stage.running().text
+    stage.key("ESC")
+    yield lambda: stage.running() is None
+    figures["unchanged after solving"] = stage.scene_print() == before
+
+    stage.press_the_button()
+    yield lambda: stage.running().step.fraction > 0.15
+    bpy.ops.sprig.cancel()
+    figures["stopping"] = stage.running().text
+    yield lambda: stage.running() is None
+    figures["unchanged after the button"] = stage.scene_print() == before
+    figures["complaint"] = stage.problem() and stage.problem().sentence
+    stage.key("G")  # the window is the user's again
+    yield lambda: bpy.context.window.modal_operators
+    stage.key("ESC")
+    yield lambda: not bpy.context.window.modal_operators
+    figures["threads"] = [thread.name for thread in threading.enumerate() if "SPRig" in thread.name]
+    assert bar.name == "Bar"
+    return figures
+
+
+def meanwhile(stage):
+    """What the user does while the worker computes: edits the mesh, deletes it, enters another mode, opens a file."""
+    stage.enable()
+    figures = {}
+
+    def start():
+        bar = stage.add_bar()
+        stage.press_the_button()
+        return bar, lambda: stage.running().step.fraction > 0.15 and not stage.running().step.exclusive
+
+    bar, solving = start()
+    stage.look()
+    yield solving
+    mesh = bar.data
+    mesh.vertices.add(1)
+    yield lambda: stage.running() is None
+    figures["edited"] = stage.problem().sentence
+    gui.shot(str(stage.scratch / "edited.png"))
+
+    bar, solving = start()
+    yield solving
+    bpy.data.objects.remove(bar)
+    yield lambda: stage.running() is None
+    figures["deleted"] = stage.problem().sentence
+
+    bar, solving = start()
+    yield solving
+    window, area, region, _space = gui.view3d()
+    with bpy.context.temp_override(window=window, area=area, region=region):
+        bpy.ops.object.mode_set(mode="EDIT")
+    yield lambda: "waiting" in stage.running().text
+    figures["waiting"] = stage.running().text
+    gui.shot(str(stage.scratch / "waiting.png"))
+    with bpy.context.temp_override(window=window, area=area, region=region):
+        bpy.ops.object.mode_set(mode="OBJECT")
+    yield lambda: stage.running() is None
+    figures["written after waiting"] = len(bpy.data.armatures)
+
+    bar, solving = start()
+    yield solving
+    bar.name = "Renamed"
+    yield lambda: stage.running() is None
+    figures["renamed"] = sorted(thing.name for thing in bpy.data.objects)
+
+    bar, solving = start()
+    yield solving
+    bpy.ops.preferences.addon_disable(module=ADD_ON)
+    figures["after disabling"] = stage.running() is None and not hasattr(bpy.types.Scene, "sprig")
+    figures["threads"] = [thread.name for thread in threading.enumerate() if "SPRig" in thread.name]
+    yield seconds(0.5)
+    bpy.ops.preferences.addon_enable(module=ADD_ON)
+
+    bar, solving = start()
+    yield solving
+    saved = str(stage.scratch / "saved.blend")
+    bpy.ops.wm.save_as_mainfile(filepath=saved)
+    bpy.ops.wm.open_mainfile(filepath=saved)
+    figures["after opening a file"] = stage.running() is None
+    figures["threads then"] = [thread.name for thread in threading.enumerate() if "SPRig" in thread.name]
+    yield seconds(0.5)
+    stage.press_the_button()
+    yield lambda: stage.running() is None
+    figures["armatures then"] = len(bpy.data.armatures)
+    return figures
+
+
+def trouble(stage):
+    """What the panel shows without the libraries, after a mistake of the user's, and after a bug of ours."""
+    stage.enable()
+    bar = stage.add_bar()
+    stage.look()
+    figures = {}
+    dependencies = stage.module("sprig_blender.dependencies")
+    loaded = {name: sys.modules.pop(name, None) for name in ("torch",)}
+    sys.modules["torch"] = None  # Python's own way to say: this module cannot be imported
+    dependencies.look_again()
+    yield seconds(0.5)
+    figures["without torch"] = bpy.ops.sprig.auto_rig_sequence.poll()
+    gui.shot(str(stage.scratch / "missing.png"))
+    del sys.modules["torch"]
+    sys.modules.update({name: module for name, module in loaded.items() if module})
+    dependencies.look_again()
+
+    scene = bpy.context.scene
+    scene.sprig.anchor_mode, scene.sprig.anchor_frame = "FRAME", 99
+    stage.press_the_button()
+    yield lambda: stage.running() is None
+    figures["mistake"] = stage.problem().sentence
+    scene.sprig.anchor_mode = "AUTO"
+    yield seconds(0.5)
+    gui.shot(str(stage.scratch / "mistake.png"))
+
+    before = stage.scene_print()
+    stage.module("sprig_blender.auto_rig").write_armature = lambda *arguments, **named: {}["a bug"]
+    stage.press_the_button()
+    yield lambda: stage.running() is None
+    figures["bug"] = stage.problem().sentence
+    figures["unchanged"] = stage.scene_print() == before
+    yield seconds(0.5)
+    gui.shot(str(stage.scratch / "bug.png"))
+    bpy.ops.sprig.copy_report()
+    figures["report"] = bpy.context.window_manager.clipboard
+    bpy.ops.sprig.dismiss_problem()
+    figures["dismissed"] = stage.problem() is None
+    assert bar.name == "Bar"
+    return figures
+
+
+def install(stage):
+    """Esc during an installation leaves nothing; one from a folder of wheels works and can be removed again."""
+    stage.enable()
+    stage.add_bar()
+    stage.look()
+    dependencies = stage.module("sprig_blender.dependencies")
+    folder = dependencies.own_folder()
+    wheels = str(stage.scratch / "wheels")
+    bpy.ops.sprig.install_backend("INVOKE_DEFAULT", wheel_folder=wheels)
+    yield lambda: stage.running().text == "Trying the libraries"
+    gui.shot(str(stage.scratch / "installing.png"))
+    stage.key("ESC")
+    yield lambda: stage.running() is None
+    figures = {"left behind": [path.name for path in folder.parent.glob("*")] if folder.parent.exists() else []}
+
+    (stage.scratch / "slow").unlink()
+    bpy.ops.sprig.install_backend("INVOKE_DEFAULT", wheel_folder=wheels)
+    yield lambda: stage.running() is None
+    figures["problem"] = stage.problem() and stage.problem().sentence
+    figures["installed"] = dependencies.is_installed() and str(folder) == sys.path[-1]
+    bpy.ops.screen.userpref_show("INVOKE_DEFAULT")
+    bpy.context.preferences.active_section = "ADDONS"
+    bpy.context.window_manager.addon_search = "SPRig"
+    with_preferences = bpy.context.window_manager.windows[-1].screen.areas[0]
+    bpy.ops.preferences.addon_expand(module=ADD_ON)
+    with_preferences.tag_redraw()
+    yield seconds(1.0)
+    gui.shot(str(stage.scratch / "preferences.png"))
+    bpy.ops.sprig.uninstall_backend()
+    figures["removed"] = not folder.exists() and str(folder) not in sys.path
+    bpy.ops.sprig.install_backend("INVOKE_DEFAULT")
+    yield lambda: stage.running() is None
+    figures["offline"] = stage.problem().sentence
+    return figures
+
+
+SCENARIOS = {function.__name__: function for function in (panel, cancel, meanwhile, trouble, install)}
