@@ -15,6 +15,7 @@ Choices a reader would question:
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import math
 import os
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,7 @@ import numpy as np
 from ..backend.errors import SprigError
 from ..backend.formats import alembic, checks
 from .compat import action_curves, curves_of, slot_curves
-from .read_sequence import animated_meshes
+from .read_sequence import LAST_FRAME, animated_meshes
 from .what_moves import datablocks, influences, varies
 
 IMPORT_RATE = 24  # of the scene while formats without a rate are imported; whole, since glTF misuses fps_base
@@ -103,6 +104,9 @@ def captured_output() -> Iterator[None]:
 
     flush()
     with open(os.devnull, "wb") as nowhere, ExitStack() as undo:
+        # Python's own streams may lead elsewhere than to the descriptors. Never closed: a log may go on holding them.
+        undo.enter_context(redirect_stdout(io.StringIO()))
+        undo.enter_context(redirect_stderr(io.StringIO()))
         for descriptor in (1, 2):
             kept = os.dup(descriptor)
             undo.callback(os.close, kept)
@@ -201,10 +205,16 @@ def _rehearse(path: Path, operator: str) -> dict:
 
 
 def _import_alembic(path: Path, operator: str, fps: float | None) -> list[bpy.types.ID]:
-    rate, numbers = alembic.probe(path, fps=fps)
+    """Blender shows an archive at frame / rate seconds; caches are shifted by what is missing to whole frames."""
+    own_rate, times = alembic.probe(path)
+    rate = fps or own_rate
     _set_rate(rate)
     new = _run(path, operator)
-    _set_range(numbers[0], numbers[-1])
+    shift = round(times[0] * rate) - times[0] * rate
+    if abs(shift) > WHOLE_FRAME_TOLERANCE:
+        for cache in (block for block in new if isinstance(block, bpy.types.CacheFile)):
+            cache.frame_offset = shift
+    _set_range(path, times[0] * rate + shift, times[-1] * rate + shift)
     return new
 
 
@@ -215,7 +225,7 @@ def _import_usd(path: Path, operator: str, fps: float | None) -> list[bpy.types.
         _set_rate(fps or found["rate"])
     new = _run(path, operator)
     if found["range"]:
-        _set_range(*found["range"])
+        _set_range(path, *found["range"])
     return new
 
 
@@ -234,6 +244,8 @@ def _import_keyed(path: Path, operator: str, fps: float | None) -> list[bpy.type
     _play_what_moves(new, deciding)
     keys = [_key_frames(curve) for block in deciding for curve in curves_of(block)]
     frames = np.unique(np.concatenate(keys)) if keys else np.array([float(frame_of_zero)])
+    if not np.isfinite(frames).all():
+        raise SprigError(f"{path.name} has animation keys at times that are no numbers; export it again.")
     rate = fps or _sampling_rate((frames - frame_of_zero) / imported_at) or IMPORT_RATE
     scale = rate / imported_at
     first = frame_of_zero + (frames[0] - frame_of_zero) * scale
@@ -242,7 +254,7 @@ def _import_keyed(path: Path, operator: str, fps: float | None) -> list[bpy.type
         for curve in action_curves(action):
             _move_keys(curve, scale, shift)
     _set_rate(rate)
-    _set_range(*(frames[[0, -1]] * scale + shift))
+    _set_range(path, *(frames[[0, -1]] * scale + shift))
     return new
 
 
@@ -328,8 +340,13 @@ def _set_rate(rate: float):
     render.fps_base = render.fps / rate
 
 
-def _set_range(first: float, last: float):
+def _set_range(path: Path, first: float, last: float):
     """The scene's range as the whole frames around; Blender has no negative ones there."""
+    if not (np.isfinite([first, last]).all() and max(-first, last) <= LAST_FRAME and last - first <= checks.MAX_FRAMES):
+        raise SprigError(
+            f"{path.name} claims animation from frame {first:.6g} to {last:.6g}, more than {checks.MAX_FRAMES} frames; "
+            "it may be damaged, export it again."
+        )
     scene = bpy.context.scene
     scene.frame_start = max(0, math.floor(first + WHOLE_FRAME_TOLERANCE))
     scene.frame_end = max(0, math.ceil(last - WHOLE_FRAME_TOLERANCE))
@@ -392,7 +409,8 @@ class _Part:
 
     @property
     def is_played(self) -> bool:
-        return self.block.animation_data.action == self.action
+        animation = self.block.animation_data
+        return animation is not None and animation.action == self.action
 
     def play(self):
         self.block.animation_data_create().action = self.action
@@ -424,32 +442,35 @@ def _play_what_moves(new: list[bpy.types.ID], deciding: list[bpy.types.ID]):
 
 
 def _parts(new: list[bpy.types.ID]) -> list[_Part]:
-    """All animations in what was imported: glTF's are strips as well, FBX's often have no user."""
+    """All animations in what was imported, in the file's order: glTF's are also strips, FBX's often have no user."""
     parts = []
     for block in new:
         animation = getattr(block, "animation_data", None)
         if animation is None:
             continue
-        strips = [(track.name, strip) for track in animation.nla_tracks for strip in track.strips if strip.action]
-        for name, strip in strips:
-            slot = getattr(strip, "action_slot", None)
-            parts.append(_Part(name if slot is None else strip.action.name, block, strip.action, slot))
-        if animation.action:
+        for track in reversed(animation.nla_tracks):  # glTF's importer pushes each below the one before
+            parts += [
+                _Part(track.name, block, strip.action, getattr(strip, "action_slot", None))
+                for strip in track.strips
+                if strip.action
+            ]
+        if animation.action and not any(part.block == block and part.is_played for part in parts):
             slot = getattr(animation, "action_slot", None)
-            parts.append(_Part(animation.action.name, block, animation.action, slot))
+            parts.append(_Part(_take(animation.action), block, animation.action, slot))
     known = {part.action for part in parts}
     for action in (block for block in new if isinstance(block, bpy.types.Action) and block not in known):
-        parts += [
-            _Part(action.name, block, action, slot)
-            for slot, name in _users_by_name(action)
-            for block in new
-            if block.name == name and (slot is None or block.id_type == slot.target_id_type)
-        ]
+        owner = action.name.partition("|")[0]  # FBX importers name actions Object|Take
+        for slot in getattr(action, "slots", (None,)):
+            parts += [
+                _Part(_take(action), block, action, slot)
+                for block in new
+                if isinstance(block, bpy.types.Object | bpy.types.Key)
+                and (slot is None or slot.target_id_type == block.id_type)
+                and block.name in (owner, slot and slot.name_display)
+            ]
     return parts
 
 
-def _users_by_name(action: bpy.types.Action) -> list[tuple[object, str]]:
-    """Slots of an action that nobody uses, with the names of the IDs that they are meant for."""
-    if hasattr(action, "slots"):
-        return [(slot, slot.name_display) for slot in action.slots]
-    return [(None, action.name.partition("|")[0])]  # the FBX importer in Python: Object|Take|Layer
+def _take(action: bpy.types.Action) -> str:
+    """The animation that an action is of. Without slots each object has its own: Object|Take|Layer."""
+    return action.name if hasattr(action, "slots") else action.name.partition("|")[2] or action.name

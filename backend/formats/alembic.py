@@ -101,8 +101,8 @@ def read(path, *, fps: float | None = None, up: str | None = None) -> MeshSequen
     )
 
 
-def probe(path, *, fps: float | None = None) -> tuple[float, np.ndarray]:
-    """Frame rate and frame numbers (F,), as `read` has them; SprigError unless the archive can be read to its end.
+def probe(path) -> tuple[float, np.ndarray]:
+    """Frame rate, and times (F,) of the samples in seconds; SprigError unless the archive can be read to its end.
 
     Blender's importer aborts on some that cannot. Looks at more than `read` does: texture coordinates, normals,
     curves, points and cameras, which Blender imports too.
@@ -112,7 +112,8 @@ def probe(path, *, fps: float | None = None) -> tuple[float, np.ndarray]:
         noted_rate, nodes = _copy_out(path, everything=True)
     if not any(isinstance(node, _Mesh) for node in nodes):
         raise _without_mesh(path)
-    return _frame_numbers(_frame_times(path, nodes), fps, noted_rate)
+    times = _frame_times(path, nodes)
+    return _frame_numbers(times, None, noted_rate)[0], times
 
 
 def _without_mesh(path: Path) -> SprigError:
