@@ -1,7 +1,7 @@
 """Saving a result as .blend, .glb, .fbx or .usdc: our armature and meshes and nothing else of the user's scene.
 
-Everything is exported from a scene made for the purpose, whose frame rate and range are the rig's. So keys land on whole
-frames, other objects are neither evaluated nor written, and the user's scene stays as it is.
+Everything is exported from a scene made for the purpose, whose frame rate and range are the rig's. So keys land on
+whole frames, other objects are neither evaluated nor written, and the user's scene stays as it is.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import bpy
 from ..backend.errors import SprigError
 from .console import PendingFiles, writing_error
 from .write_armature import MADE_FROM_SEQUENCE, WrittenRig
+
+ZSTD_START, ZSTD_END = bytes.fromhex("28b52ffd"), bytes.fromhex("b1ea928f")  # of a compressed .blend (seekable format)
 
 
 def export(path, context, written: WrittenRig, *, sources):
@@ -30,15 +32,16 @@ def export(path, context, written: WrittenRig, *, sources):
         with context.temp_override(scene=scene, view_layer=scene.view_layers[0]):
             try:
                 FORMATS[path.suffix.lower()](pending, scene, written, sources)
-            except OSError as error:
-                raise writing_error(error, path) from error
-            except RuntimeError as error:  # how Blender's operators report, and its Python exporters' OSErrors too
-                reason = str(error).strip().splitlines()[-1].removeprefix("Error: ").rstrip(".")
+            except (OSError, RuntimeError) as error:
+                if isinstance(error, OSError) and error.errno:
+                    raise writing_error(error, path) from error
+                # Blender's own errors have text only; those of its Python exporters are a whole traceback.
+                reason = "" if "Traceback" in str(error) else f" ({_sentence(error)})"
                 raise SprigError(
-                    f"{path} could not be written ({reason}); check the free space, or choose another place."
+                    f"{path} could not be written{reason}; check the free space or choose another folder."
                 ) from error
-        if pending.stat().st_size == 0:  # some of Blender's writers only print what went wrong
-            raise SprigError(f"{path} could not be written; check the free space, or choose another place.")
+        if not _is_complete(pending):
+            raise SprigError(f"{path} could not be written completely; check the free space or choose another folder.")
         files.commit()
 
 
@@ -117,6 +120,29 @@ def _write_usd(path: Path, scene, written: WrittenRig, sources):
     }
     known = bpy.ops.wm.usd_export.get_rna_type().properties
     bpy.ops.wm.usd_export(**{name: value for name, value in settings.items() if name in known})
+
+
+def _sentence(error: Exception) -> str:
+    """What Blender reported, without its prefix."""
+    return str(error).strip().splitlines()[-1].removeprefix("Error: ").rstrip(".")
+
+
+def _is_complete(path: Path) -> bool:
+    """Whether the file has its end: on a full disk several of Blender's writers print a line and report success."""
+    content = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(24)
+        file.seek(max(0, content - 64))
+        tail = file.read()
+        if path.suffix.lower() == ".usdc":  # its table of contents, written last, is a count and 32 bytes per section
+            contents = int.from_bytes(head[16:24], "little")
+            file.seek(contents)
+            return content == contents + 8 + 32 * int.from_bytes(file.read(8), "little")
+    if path.suffix.lower() == ".glb":  # the header says the length
+        return content == int.from_bytes(head[8:12], "little")
+    if path.suffix.lower() == ".fbx":  # Blender's Python exporter raises when a write fails
+        return content > 0
+    return tail.endswith(ZSTD_END) or (b"ENDB" in tail and not head.startswith(ZSTD_START))
 
 
 def _most_influences(written: WrittenRig) -> int:

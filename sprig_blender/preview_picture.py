@@ -32,7 +32,7 @@ BACKGROUND, FLOOR, INK, QUIET = "#15171C", "#2A2E37", "#F2F3F5", "#A3A9B4"
 BONE, JOINT = "#F7F4EA", "#FFB547"
 # Dark violet over red to pale yellow: lightness rises evenly, so the picture also reads in grey.
 HEAT = ("#2A1E5C", "#6A1F7B", "#A92B70", "#DE4968", "#F8765C", "#FEBB81", "#FCFDBF")
-POSES = 3
+FEWEST_POSES, MOST_POSES = 2, 5
 TURN, TILT = np.radians(35), np.radians(14)  # of the three-quarter view: to the side, and from above
 BACK, FRONT = -3000.0, 3000.0  # depths of the background and of the skeletons; a character is at most HEIGHT deep or so
 KEY = np.array([-0.45, 0.60, 0.66])  # direction of the key light in the picture: from the upper left, in front
@@ -42,7 +42,7 @@ MAX_FRAMES_COMPARED = 200  # when the poses to show are chosen
 MATERIAL = "SPRig preview"
 OCTAHEDRON = np.array([[1, 0, 2], [2, 0, 3], [3, 0, 4], [4, 0, 1], [5, 1, 2], [5, 2, 3], [5, 3, 4], [5, 4, 1]])
 PROBE_SECONDS = 60
-CYCLES_SAMPLES = 16
+WORKBENCH_SAMPLES, CYCLES_SAMPLES = "8", 8
 
 # Draws four pixels with Workbench; a machine without OpenGL aborts here instead of in the user's process.
 PROBE = """
@@ -121,9 +121,11 @@ def _lay_out(sheet, rig, sequence):
         """One shape per panel, all at one scale, with a label below."""
         seen = [np.concatenate([shape_of(f), *(_bones(rig, f, view) if bones else ())]) for f in frames]
         scale = min(_scale_to_fit(points, box) for points, box in zip(seen, boxes, strict=True))
+        tallest = max(np.ptp(points[:, 1]) for points in seen)
         for f, box, color, label, points in zip(frames, boxes, colors, labels, seen, strict=True):
             shape = shape_of(f)
             middle = (points.min(axis=0) + points.max(axis=0)) / 2
+            middle[1] = points[:, 1].min() + tallest / 2  # all stand on one ground
 
             def to_panel(points, middle=middle, box=box):
                 return (points - middle) * scale + [*box.centre, 0]
@@ -137,10 +139,12 @@ def _lay_out(sheet, rig, sequence):
 
     anchor, worst, number = rig.anchor, rig.worst_frame, rig.frame_numbers
     draw([anchor], [large], [weights], [f"Rest pose (frame {number[anchor]}), skeleton and skin weights"], bones=True)
-    poses = _telling_frames(shape_of, len(rig.motion), POSES)
+    size = np.ptp(shape_of(anchor), axis=0)
+    fitting = round(upper.width / upper.height * size[1] / max(size[0], 1e-30))
+    poses = _telling_frames(shape_of, len(rig.motion), min(max(fitting, FEWEST_POSES), MOST_POSES))
     draw(poses, upper.columns(len(poses)), [weights] * len(poses), [f"Frame {number[f]}" for f in poses], bones=True)
 
-    limit = _round_up(np.percentile(worst_errors, 99.8))
+    limit = _round_up(np.percentile(np.concatenate([per_vertex, worst_errors]), 99))
     heat = [_heat(values / limit) for values in (per_vertex, worst_errors)]
     labels = ["Error over all frames", f"Error in the worst frame, {number[worst]}"]
     draw([anchor, worst], lower.columns(2), heat, labels, bones=False)
@@ -396,6 +400,7 @@ def _sheet_scene():
         color = nodes.new("ShaderNodeVertexColor")
         color.layer_name = "Color"
         glow, output = nodes.new("ShaderNodeEmission"), nodes.new("ShaderNodeOutputMaterial")
+        material.cycles.emission_sampling = "NONE"  # nothing is lit by it
         links.new(color.outputs["Color"], glow.inputs["Color"])
         links.new(glow.outputs["Emission"], output.inputs["Surface"])
         yield scene
@@ -417,13 +422,13 @@ def _set_up_render(scene, path: Path):
     scene.view_settings.view_transform = "Standard"
     if _has_opengl():
         render.engine = "BLENDER_WORKBENCH"
-        scene.display.render_aa = "16"
+        scene.display.render_aa = WORKBENCH_SAMPLES
         shading = scene.display.shading
         shading.light, shading.color_type = "FLAT", "VERTEX"
     else:
         render.engine = "CYCLES"
         scene.cycles.device, scene.cycles.samples = "CPU", CYCLES_SAMPLES
-        scene.cycles.use_denoising = False
+        scene.cycles.max_bounces, scene.cycles.use_denoising = 0, False
 
 
 @cache

@@ -2,6 +2,7 @@
 
 import bpy
 import numpy as np
+
 from sprig.backend.kinematics import linear_blend_skinning
 from sprig.backend.rig import Rig, Skeleton
 from sprig.backend.sequence import MeshSequence
@@ -58,7 +59,7 @@ def random_rig(rng, vertices, faces, *, joints=5, frames=4, size=1.0, origin=(0,
     names = [f"bone_{j}" for j in range(joints)]
     return Rig(
         Skeleton(heads, tails, parents, names), weights, motion, vertices, triangles(faces), anchor=0,
-        origin=np.asarray(origin, float), fps=25.0, frame_numbers=3 + 2 * np.arange(frames), frame_index=np.arange(frames),
+        origin=origin, fps=25.0, frame_numbers=3 + 2 * np.arange(frames), frame_index=np.arange(frames),
         seen_in_motion=np.ones(joints, bool), rotation_range=np.full(joints, 0.5), rmse_per_frame=np.zeros(frames),
     )  # fmt: skip
 

@@ -1,13 +1,15 @@
-"""The border: what Blender evaluates from what we write is our own skinning, whatever the rig, the scale and the place."""
+"""The border: what Blender evaluates from what we write is our own skinning, whatever the rig, scale and place."""
 
 import bpy
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from .rigs import random_rig, replay, source_of, tube
+
 from sprig.backend.kinematics import bone_frames, linear_blend_skinning
 from sprig.sprig_blender.write_armature import evaluated_positions, evaluated_rmse, write_armature
+
+from .rigs import random_rig, replay, source_of, tube
 
 # One deterministic set of examples per run; an empty scene per example is not needed, since names stay unique.
 border_settings = settings(
@@ -90,7 +92,7 @@ def test_zero_length_and_tiny_bones_survive():
 
 
 def test_evaluated_rmse_measures_what_is_wrong():
-    """Against the sequence shifted by 1 % of the diagonal in one frame, that frame reports 1 % and the others nothing."""
+    """Against the sequence shifted by 1 % of the diagonal in one frame, only that frame reports anything: 1 %."""
     vertices, faces = tube()
     rig = random_rig(np.random.default_rng(11), vertices, faces)
     written = write_armature(bpy.context, rig, [source_of(rig, faces)], np.zeros(len(vertices), int))
