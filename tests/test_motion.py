@@ -216,8 +216,8 @@ def test_a_long_sequence_in_chunks_gives_the_same_step(monkeypatch):
     whole = hierarchy.refine_pose(pose, A, Q, steps=2, joints=pull, priors=priors)
     monkeypatch.setattr(hierarchy, "FRAMES_AT_A_TIME", 1)
     pieces = hierarchy.refine_pose(pose, A, Q, steps=2, joints=pull, priors=priors)
-    torch.testing.assert_close(whole.R, pieces.R, atol=1e-9, rtol=0)
-    torch.testing.assert_close(whole.c, pieces.c, atol=1e-9, rtol=0)
+    torch.testing.assert_close(whole.R, pieces.R, atol=1e-4, rtol=0)  # the steps are float32
+    torch.testing.assert_close(whole.c, pieces.c, atol=1e-4, rtol=0)
 
 
 # ---- the whole solver

@@ -46,9 +46,9 @@ def refit_transforms(M, A, Q, sweeps: int = SWEEPS):
         group = group[mass[group] > 1e-9]
         if len(group):
             columns = (4 * group[:, None] + torch.arange(4, device=A.device)).reshape(-1)
-            plan.append((group, columns, A[:, columns], blocks[group, :, group, :]))
+            plan.append((columns, A[:, columns], blocks[group, :, group, :]))
     for _ in range(sweeps):
-        for group, columns, others, own in plan:
+        for columns, others, own in plan:
             current = m[:, :, columns].reshape(frames, 3, -1, 4)
             target = (Q[:, :, columns] - m @ others).reshape(frames, 3, -1, 4)
             target = (target + torch.einsum("fibk,bkl->fibl", current, own)).transpose(1, 2)  # (F,k,3,4)

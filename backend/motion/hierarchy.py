@@ -21,9 +21,10 @@ from .problem import energy, flat
 from .procrustes import cross_matrix, rotation_exponential
 
 JOINT_REACH = 0.1  # diagonals: joints move this far from their prior before the pull grows
-JOINT_DAMPING_START, JOINT_DAMPING_LEAST, JOINT_DAMPING_MOST = 1e-2, 1e-5, 1e3
+JOINT_DAMPING_START, JOINT_DAMPING_LEAST, JOINT_DAMPING_MOST = 1e-2, 1e-4, 1e3
+HESSIAN = torch.float32  # steps need no more: gradients and energies, which decide where they end, are float64
 FRAMES_AT_A_TIME = 2**25  # doubles in the largest temporary: bounds memory for long sequences
-DAMPING_START, DAMPING_LEAST, DAMPING_MOST = 1e-3, 1e-7, 1e3
+DAMPING_START, DAMPING_LEAST, DAMPING_MOST = 1e-3, 1e-6, 1e3
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,12 +146,12 @@ def _normal_step(pose: Pose, M, A, Q, shifting, joints, priors):
     """One damped Gauss-Newton step; returns the moved pose and the joints' move (B,3) (None without `joints`)."""
     frames, bones = M.shape[:2]
     subtree = pose.subtree
-    mask = subtree.repeat_interleave(4, dim=1)  # (B,4B)
-    last = torch.zeros_like(mask)
-    last[:, 3::4] = subtree  # picks the translation column of every bone of the subtree
-    mass = last @ A @ last.T  # sum_v s_k s_l
+    subtree_low, A_low = subtree.to(HESSIAN), A.to(HESSIAN)
+    mask = subtree_low.repeat_interleave(4, dim=1)  # (B,4B)
+    mass = subtree @ A[3::4, 3::4] @ subtree.T  # sum_v s_k s_l
     shifting = list(shifting)
-    unknowns = 3 * (bones + len(shifting))
+    n = 3 * bones
+    unknowns = n + 3 * len(shifting)
     chunk = max(1, FRAMES_AT_A_TIME // (3 * bones * 4 * bones))
     omega = torch.empty((frames, bones, 3), dtype=M.dtype, device=M.device)
     tau = torch.empty((frames, len(shifting), 3), dtype=M.dtype, device=M.device)
@@ -169,40 +170,37 @@ def _normal_step(pose: Pose, M, A, Q, shifting, joints, priors):
         pulls = pull.reshape(count, 3, bones, 4).permute(0, 2, 3, 1)
         force = subtree @ pulls[:, :, 3]  # (f,B,3) on every subtree
         torque = subtree @ torch.linalg.cross(columns, pulls).sum(2) - torch.linalg.cross(pivot, force)
-        Z = (m[:, None] * mask[None, :, None] - pivot[..., None] * last[None, :, None]).reshape(count, 3 * bones, -1)
-        ZA = Z @ A
+        g = torch.cat([torque.reshape(count, n), force[:, shifting].reshape(count, -1)], dim=1)
+        Z = m.to(HESSIAN)[:, None] * mask[None, :, None]
+        Z[..., 3::4] -= pivot.to(HESSIAN)[..., None] * subtree_low[None, :, None]
+        Z = Z.reshape(count, n, -1)
+        ZA = Z @ A_low
         C = (ZA @ Z.mT).reshape(count, bones, 3, bones, 3)
-        trace = torch.diagonal(C, dim1=2, dim2=4).sum(-1)
-        H = torch.empty((count, unknowns, unknowns), dtype=M.dtype, device=M.device)
+        arm = (ZA[..., 3::4] @ subtree_low.T).reshape(count, bones, 3, bones)  # sum_v y_k s_l
+        H = torch.empty((count, unknowns, unknowns), dtype=HESSIAN, device=M.device)
         rotations = -C.permute(0, 1, 4, 3, 2)
-        rotations.diagonal(dim1=2, dim2=4).add_(trace[..., None])
-        n = 3 * bones
+        rotations.diagonal(dim1=2, dim2=4).add_(torch.diagonal(C, dim1=2, dim2=4).sum(-1)[..., None])
         H[:, :n, :n] = rotations.reshape(count, n, n)
-        arm = cross_matrix((ZA @ last.T).reshape(count, bones, 3, bones).transpose(2, 3))  # (f,B,B,3,3) [sum y_k s_l]x
-        coupling = arm[:, :, shifting].permute(0, 1, 3, 2, 4).reshape(count, n, -1)
+        coupling = cross_matrix(arm[..., shifting].transpose(2, 3)).transpose(2, 3).reshape(count, n, -1)
         H[:, :n, n:], H[:, n:, :n] = coupling, coupling.mT
         H[:, n:, n:] = torch.kron(mass[shifting][:, shifting], torch.eye(3, dtype=M.dtype, device=M.device))
         diagonal = H.diagonal(dim1=1, dim2=2)
         damping = pose.damping[now, None] if joints is None else pose.damping[now, None].clamp_min(pose.joint_damping)
-        diagonal += damping * diagonal + 1e-9
-        g = torch.cat([torque.reshape(count, n), force[:, shifting].reshape(count, -1)], dim=1)
+        diagonal += (damping * diagonal + 1e-9).to(HESSIAN)
         factor = torch.linalg.cholesky_ex(H).L
         if joints is None:
-            step = torch.cholesky_solve(g[..., None], factor)[..., 0]
+            step = torch.cholesky_solve(g.to(HESSIAN)[..., None], factor)[..., 0]
         else:
             bend = bend_all[now]
-            to_joints = torch.cat([
-                torch.einsum("fklij,fljm->fkilm", arm, bend).reshape(count, n, n),
-                torch.einsum("kl,flim->fkilm", mass[shifting], bend).reshape(count, -1, n),
-            ], dim=1)  # fmt: skip
-            solved = torch.cholesky_solve(torch.cat([to_joints, g[..., None]], dim=2), factor)
-            schur -= torch.einsum("fiu,fiv->uv", to_joints, solved[..., :n])
+            sides = _joint_sides(arm, mass[shifting].to(HESSIAN), bend.to(HESSIAN), g.to(HESSIAN))
+            solved = torch.cholesky_solve(sides, factor)
+            to_joints = sides[..., :n].reshape(-1, n)
+            taken = to_joints.T @ solved.reshape(len(to_joints), -1)  # (n, n+1)
             flat_bend = bend.permute(0, 2, 1, 3).reshape(3 * count, n)
             own = (flat_bend.T @ flat_bend) * mass.repeat_interleave(3, 0).repeat_interleave(3, 1)
-            schur += own
+            schur += own - taken[:, :n]
             schur.diagonal().add_(pose.joint_damping * own.diagonal())
-            right += torch.einsum("fbij,fbi->bj", bend, force).reshape(-1)
-            right -= torch.einsum("fiu,fi->u", to_joints, solved[..., n])
+            right += torch.einsum("fbij,fbi->bj", bend, force).reshape(-1) - taken[:, n]
             kept.append((now, solved))
             continue
         omega[now], tau[now] = step[:, :n].reshape(count, bones, 3), step[:, n:].reshape(count, -1, 3)
@@ -211,11 +209,28 @@ def _normal_step(pose: Pose, M, A, Q, shifting, joints, priors):
         schur.diagonal().add_(1e-12)
         dc = torch.cholesky_solve(right[:, None], torch.linalg.cholesky_ex(schur).L)[:, 0]
         for now, solved in kept:
-            step = solved[..., 3 * bones] - solved[..., : 3 * bones] @ dc
-            omega[now] = step[:, : 3 * bones].reshape(-1, bones, 3)
-            tau[now] = step[:, 3 * bones :].reshape(len(step), -1, 3)
+            step = solved[..., n] - solved[..., :n] @ dc.to(HESSIAN)
+            omega[now], tau[now] = step[:, :n].reshape(-1, bones, 3), step[:, n:].reshape(len(step), -1, 3)
         dc = dc.reshape(bones, 3)
     return _moved(pose, omega, tau, shifting), dc
+
+
+def _joint_sides(arm, mass, bend, g):
+    """Right-hand sides (f,3B+3S,3B+1): how each joint's move acts on every rotation and shift, and the gradient.
+
+    arm (f,B,3,B) sum_v y_k s_l; mass (S,B) of the shifting bones; bend (f,B,3,3) R_parent - R; g (f,3B+3S).
+    """
+    frames, bones = bend.shape[:2]
+    sides = torch.empty((frames, g.shape[1], 3 * bones + 1), dtype=g.dtype, device=g.device)
+    turned = torch.empty((frames, bones, 3, bones, 3), dtype=g.dtype, device=g.device)
+    for i in range(3):  # y x (bend dc), component by component
+        j, k = (i + 1) % 3, (i + 2) % 3
+        torch.mul(arm[:, :, j, :, None], bend[:, None, :, k], out=turned[:, :, i])
+        turned[:, :, i] -= arm[:, :, k, :, None] * bend[:, None, :, j]
+    sides[:, : 3 * bones, :-1] = turned.reshape(frames, 3 * bones, -1)
+    sides[:, 3 * bones :, :-1] = torch.einsum("kl,flim->fkilm", mass, bend).reshape(frames, -1, 3 * bones)
+    sides[..., -1] = g
+    return sides
 
 
 def _moved(pose: Pose, omega, tau, shifting) -> Pose:

@@ -1,4 +1,4 @@
-"""From free bones to a tree: where two bones could be joined, which joints make the skeleton, which bone is the root."""
+"""From free bones to a tree: where two bones could be joined, which joints make the skeleton, which is the root."""
 
 from __future__ import annotations
 

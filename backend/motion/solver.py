@@ -31,7 +31,10 @@ STRETCH_SHARE = 1 / 8  # of the bones, at most, may stretch
 PARTS_PER_TOLERANCE = 4.5  # rigid parts with this error become a skinned hierarchy within the tolerance, by experience
 TOLERANCE_MARGIN = 0.95  # aim this far below the tolerance: it is measured on all vertices of the user's mesh
 ATTEMPTS = 6  # numbers of joints that are tried
-LEAST_GAIN = 0.9  # half as many joints again must bring the error below this share, else they no longer pay
+GROWTH, LEAST_GAIN = (
+    1.4,
+    0.9,
+)  # this many times the joints must bring the error below this share, else they no longer pay
 MOST_JOINTS = 128  # found automatically; a rig with more is no longer one that a person can use
 
 
@@ -69,10 +72,10 @@ def solve_motion(
     device: str = "cpu",
     progress=no_progress,
 ) -> MotionFit:
-    """Explain trajectories (F,N,3) by skinned bones on the connected graph `edges` (E,2); rest pose near frame `anchor`.
+    """Explain trajectories (F,N,3) by skinned bones on a connected graph `edges` (E,2); rest pose near frame `anchor`.
 
     With `joints` None their number is found: the smallest tried that meets `tolerance` (per cent of the diagonal), or
-    the last that still paid. With `hierarchy` False the bones stay free (every bone has its own rigid motion per frame).
+    the last that still paid. With `hierarchy` False every bone has its own rigid motion per frame.
     """
     problem, centre, scale = make_problem(trajectories, edges, anchor, device)
     solve = _Solve(problem, influences, rest_correction, stretch, hierarchy, iterations)
@@ -183,11 +186,11 @@ def _find_joint_count(solve: _Solve, tolerance: float, progress):
         good = min((b for b, f in tried.items() if f.rmse <= aim), default=None)
         bad = max((b for b, f in tried.items() if f.rmse > aim and (good is None or b < good)), default=None)
         if good is None:
-            previous = sorted(tried)[-2] if len(tried) > 1 else None
-            stuck = previous is not None and fit.rmse > LEAST_GAIN * tried[previous].rmse
-            if stuck or bones >= most or len(fit.parents) < bones:
+            fewer = [f.rmse for b, f in tried.items() if b * GROWTH <= bones]
+            no_longer_pays = bool(fewer) and fit.rmse > LEAST_GAIN * min(fewer)
+            if no_longer_pays or bones >= most or len(fit.parents) < bones:
                 break
-            bones = min(most, max(bones + 1, round(bones * min(1.5, (fit.rmse / aim) ** 0.8 * 1.05))))
+            bones = min(most, max(bones + 1, round(bones * min(2.0, (fit.rmse / aim) ** 0.8 * 1.05))))
         elif bad is None:
             if good <= 2 or tried[good].rmse > 0.8 * aim:
                 break
