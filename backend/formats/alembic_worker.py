@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 MATRIX = struct.Struct("<16d")
+RATE_KEYS = ("_ai_DCC_FPS", "FramesPerTimeUnit")  # metadata in which Alembic itself and Blender note the frame rate
 
 
 class Refused(Exception):
@@ -57,8 +58,9 @@ def copy_archive(archive, values, options: dict) -> dict:
         copy = copy_mesh if node["kind"] == "mesh" else copy_transform
         node.update(copy(node["name"], schema, values, options))
         node["parent"] = -1 if node["parent"] is None else place[id(node["parent"])]
+    notes = archive.getTop().getMetaData()
     return {
-        "noted_rate": archive.getTop().getMetaData().get("FramesPerTimeUnit"),
+        "noted_rate": next(filter(None, map(notes.get, RATE_KEYS)), ""),
         "nodes": [node for node, _ in kept],
     }
 

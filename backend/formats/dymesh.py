@@ -96,8 +96,8 @@ class _Unpickler(pickle.Unpickler):
         }
         if (module, name) not in makers:
             raise SprigError(
-                f"{self.name} is a pickle that asks for {f'{module}.{name}'[:100]!r}; only arrays, text and numbers are read, "
-                "and a file that asks for more may be malicious."
+                f"{self.name} is a pickle that asks for {f'{module}.{name}'[:100]!r}; only arrays, text and numbers "
+                "are read, and a file that asks for more may be malicious."
             )
         return _Callable(makers[module, name])
 
