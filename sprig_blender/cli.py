@@ -8,11 +8,14 @@ The work itself is in headless.py and backend/; torch and bpy are imported once 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import math
+import os
 import platform
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -66,12 +69,30 @@ Exit status: 0 done, 2 bad input or usage, 130 cancelled, 1 a bug (a log file is
 
 
 def main(argv=None) -> int:
-    """Run the command line with `argv` (sys.argv[1:] when None) and return the exit status."""
+    """Run the command line with `argv` and return the exit status; None means this process's own command line."""
     with Interrupts() as interrupts:
         try:
-            return _run(sys.argv[1:] if argv is None else list(argv), interrupts)
+            status = _run(sys.argv[1:] if argv is None else list(argv), interrupts)
         except (KeyboardInterrupt, Cancelled):
-            return _fail("cancelled; nothing was written", CANCELLED)
+            status = _fail("cancelled; nothing was written", CANCELLED)
+    if argv is None and "bpy" in sys.modules:
+        _leave(status)
+    return status
+
+
+def _leave(status: int):
+    """End this process without tearing down Blender's module.
+
+    That prints about memory and, where torch is loaded and a glTF file was written, waits for ever in a destructor
+    (bpy 4.5.15, torch 2.13). Blender's folder of temporary files is all there is to tidy up.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BrokenPipeError):
+            stream.flush()
+    application = getattr(sys.modules["bpy"], "app", None)  # an interrupted import may not have come that far
+    if application is not None:
+        shutil.rmtree(application.tempdir, ignore_errors=True)
+    os._exit(status)
 
 
 def _run(arguments: list[str], interrupts: Interrupts) -> int:

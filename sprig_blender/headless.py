@@ -19,26 +19,39 @@ from ..backend.sequence import MeshSequence
 from .export import export
 from .import_sequence import import_file
 from .preview_picture import render_preview
-from .read_sequence import read_sequence
+from .read_sequence import animated_meshes, read_sequence
 from .write_armature import WrittenRig, evaluated_positions, mesh_from_sequence, write_armature
 
 SAME_POSITIONS = 1e-5  # of the size: two readers of one archive differ by the rounding of one matrix product
 
 
 def read_scene(options, progress) -> tuple[MeshSequence, list]:
-    """Import a file that only Blender reads: its animated meshes as a sequence, and the objects in its order."""
+    """Import a file that only Blender reads: its animated meshes as a sequence, and the objects in its order.
+
+    A floor is no part of a character: of several meshes those that move are taken, unless none does or some are named.
+    """
     _empty_scene()
     progress(0.0, f"Importing {Path(options.input).name}")
     objects = import_file(options.input, fps=options.fps)
-    if options.object:
-        objects = _named(objects, options.object)
-    start, end, step = options.frames or (bpy.context.scene.frame_start, bpy.context.scene.frame_end, 1)
+    chosen = _named(objects, options.object) if options.object else objects
+    if len(chosen) > 1 and not options.object:
+        animated = animated_meshes(bpy.context)
+        chosen = [thing for thing in objects if thing in animated] or objects
+    start, end, step = options.frames or (None, None, 1)
     sequence = read_sequence(
-        bpy.context, objects, start, end, step, lambda fraction, text: progress(0.1 + 0.9 * fraction, text)
+        bpy.context, chosen, start, end, step, lambda fraction, text: progress(0.1 + 0.9 * fraction, text)
     )
-    if not options.object:
-        sequence, objects = _only_moving(sequence, objects)
-    return sequence, objects
+    if options.object:
+        return sequence, chosen
+    moving = _moving(sequence)
+    if any(moving) and len(objects) > 1:
+        chosen = [thing for thing, moves in zip(chosen, moving, strict=True) if moves]
+        still = ", ".join(thing.name for thing in objects if thing not in chosen)
+        if still:
+            warning = f"Meshes that do not move were left out: {still}; name them with --object to include them."
+            sequence = sequence.with_objects([thing.name for thing in chosen])
+            sequence = replace(sequence, warnings=(*sequence.warnings, warning))
+    return sequence, chosen
 
 
 def _empty_scene():
@@ -57,23 +70,13 @@ def _named(objects: list, names) -> list:
     return [thing for thing in objects if thing.name in names]
 
 
-def _only_moving(sequence: MeshSequence, objects: list) -> tuple[MeshSequence, list]:
-    """Leave out the meshes of a scene that never move, unless all stand still: a floor is no part of a character."""
-    furthest = np.zeros(len(objects))
+def _moving(sequence: MeshSequence) -> np.ndarray:
+    """Which objects of the sequence move at all: bool by object_id."""
+    furthest = np.zeros(len(sequence.object_names))
     for frame in sequence.vertices[1:]:
         moved = np.linalg.norm(np.subtract(frame, sequence.vertices[0], dtype=np.float64), axis=1)
         np.maximum.at(furthest, sequence.object_id, moved)
-    moving = furthest > surface.STILL_TOLERANCE * surface.size(sequence.vertices)
-    if moving.all() or not moving.any():
-        return sequence, objects
-    names = np.array(sequence.object_names)
-    still = ", ".join(names[~moving])
-    warning = f"Meshes that do not move were left out: {still}; name them with --object to include them."
-    kept = sequence.with_objects(list(names[moving]))
-    return (
-        replace(kept, warnings=(*kept.warnings, warning)),
-        [thing for thing, moves in zip(objects, moving, strict=True) if moves],
-    )
+    return furthest > surface.STILL_TOLERANCE * surface.size(sequence.vertices)
 
 
 def read_archive(options, sequence: MeshSequence, progress) -> tuple[MeshSequence, list]:
@@ -131,12 +134,7 @@ class RiggedScene:
         if sources is None:
             _empty_scene()
             sources = mesh_from_sequence(bpy.context, sequence)
-        scene = bpy.context.scene
-        scene.render.fps = max(1, round(sequence.fps))
-        scene.render.fps_base = scene.render.fps / sequence.fps
         written = write_armature(bpy.context, rig, sources, sequence.object_id)
-        scene.frame_start, scene.frame_end = int(sequence.frame_numbers[0]), int(sequence.frame_numbers[-1])
-        scene.frame_set(scene.frame_start)
         return cls(written, sources, rig, sequence)
 
     def export(self, path) -> None:
