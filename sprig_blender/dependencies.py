@@ -107,7 +107,10 @@ _will_not_load: dict[str, str] = {}  # libraries that are there but could not be
 
 
 def _look_up(name: str, oldest: tuple[int, int]) -> Library:
-    spec = importlib.util.find_spec(name)
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):  # somebody blocks it, or has put something else in its place
+        spec = None
     # A library that was uninstalled while it was loaded still has its spec.
     if spec is None or spec.origin is None or not Path(spec.origin).exists():
         return Library(name, State.MISSING, "")
@@ -250,9 +253,11 @@ def _install_into(target: Path, wheel_folder: Path | None, progress: Callable, w
             for index in {wheel.linux_index for wheel in wheels if wheel.linux_index and sys.platform == "linux"}:
                 command += ["--extra-index-url", index]
         else:
-            command += ["--no-index", "--find-links", str(wheel_folder)]
+            # Only from there: whatever pip's own settings add is left out (PIP_CONFIG_FILE below does the files).
+            command += ["--isolated", "--no-index", "--find-links", str(wheel_folder)]
         command += ["--progress-bar", "raw" if _pip_version(pip) >= RAW_PROGRESS_PIP else "off"]
-        status, output = _run(command, _PipProgress(wheels, progress))
+        more = {"PIP_CONFIG_FILE": os.devnull} if wheel_folder else {}
+        status, output = _run(command, _PipProgress(wheels, progress), more)
     if status:
         complaints = re.findall(r"^ERROR: (.+)", output, flags=re.MULTILINE)
         reason = complaints[0] if complaints else _last_line(output)
@@ -320,10 +325,10 @@ class _PipProgress:
         self._progress(PIP_SHARE * min(fraction, 1.0), self._text)
 
 
-def _run(command: list[str], on_line: Callable[[str], None]) -> tuple[int, str]:
+def _run(command: list[str], on_line: Callable[[str], None], environment=None) -> tuple[int, str]:
     """Run a child and return its exit status and output; on_line gets every line, and "" now and then.
 
-    When on_line raises (Cancelled), the child is killed.
+    environment: variables to set besides ours. When on_line raises (Cancelled), the child is killed.
     """
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     child = subprocess.Popen(
@@ -334,7 +339,7 @@ def _run(command: list[str], on_line: Callable[[str], None]) -> tuple[int, str]:
         text=True,
         encoding="utf-8",
         errors="replace",
-        env={**os.environ, "PYTHONNOUSERSITE": "1"},
+        env={**os.environ, "PYTHONNOUSERSITE": "1", **(environment or {})},
         creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # no console window pops up on Windows
     )
 

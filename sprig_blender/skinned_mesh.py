@@ -33,7 +33,10 @@ def copy_at_rest(context, source, rest_vertices, collection, name: str):
     copy = bpy.data.objects.new(name, mesh)
     collection.objects.link(copy)
     if mesh.shape_keys:
+        keys = mesh.shape_keys.session_uid
         copy.shape_key_clear()
+        # Copying a mesh counts one user too many on its keys, which would stay in the file for ever.
+        bpy.data.batch_remove([block for block in bpy.data.shape_keys if block.session_uid == keys])
     copy.vertex_groups.clear()
     for slot, original in zip(copy.material_slots, source.material_slots, strict=False):
         if original.link == "OBJECT":

@@ -5,6 +5,7 @@ import sys
 import zipfile
 
 import pytest
+
 from sprig.backend.errors import Cancelled, SprigError
 from sprig.sprig_blender import dependencies
 from sprig.sprig_blender.dependencies import State

@@ -78,7 +78,7 @@ class Stage:
         return self.module("sprig_blender.problems").last()
 
     def add_animal(self):
-        """A scene with nothing but the sequence of scratch/animal.npz on a Mesh Cache modifier, selected and looked at."""
+        """A scene with nothing but the sequence of scratch/animal.npz on a Mesh Cache modifier, selected."""
         bpy.data.batch_remove(list(bpy.data.objects))
         data = np.load(self.scratch / "animal.npz")
         vertices, faces = data["vertices"], data["faces"]
@@ -105,7 +105,8 @@ class Stage:
         """A scene with nothing but a bar that bends at its middle by shape keys, selected; two joints are enough."""
         bpy.data.batch_remove(list(bpy.data.objects))
         rings, around = 40, 24
-        height, angle = np.meshgrid(np.linspace(0, 4, rings), np.linspace(0, 2 * np.pi, around, endpoint=False))
+        turn = np.linspace(0, 2 * np.pi, around, endpoint=False)
+        height, angle = np.meshgrid(np.linspace(0, 4, rings), turn)
         straight = (
             np.stack([0.3 * np.cos(angle), 0.3 * np.sin(angle), height], axis=-1).transpose(1, 0, 2).reshape(-1, 3)
         )
