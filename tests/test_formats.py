@@ -88,7 +88,7 @@ def test_every_format_gives_the_same_sequence(kind, tmp_path):
     assert is_native(path)
     sequence = read_sequence_file(path, rest=rest_for(path, tmp_path))
     assert np.allclose(world(sequence), MOVING, atol=4 * FLOAT32_STEP * np.abs(MOVING).max(), rtol=0)
-    assert sequence.frame_numbers.tolist() == sequence.frame_index.tolist() or sequence.frame_numbers[0] == 1
+    assert sequence.frame_numbers.tolist() == [1, 2, 3, 4] and sequence.frame_index.tolist() == [0, 1, 2, 3]
     assert sequence.fps == 24
     assert sequence.name == "box"
     assert len(sequence.object_names) == 1 and not sequence.object_id.any()

@@ -221,7 +221,7 @@ class _BinaryBody:
 
     def read(self, element: _Element) -> dict:
         lengths = self._first_lengths(element) if element.has_lists and element.count else {}
-        rows = self._read_table(element, lengths)
+        rows = self._read_table(element, lengths) if element.count else None
         if rows is None:
             return self._walk(element)
         columns = {}
