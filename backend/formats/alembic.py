@@ -31,6 +31,7 @@ TIME_TOLERANCE = 1e-6  # seconds; sample times are sums in float64, and no shutt
 FRAME_TOLERANCE = 1e-2  # of a frame; times written as float32 milliseconds still are whole frames
 FPS_TOLERANCE = 1e-3  # a rate this close to a whole number is that number
 MAX_OBJECTS = 1_000_000  # in an archive; large film sets have some hundred thousand
+Y_UP = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])  # row vectors: (x, y, z) to (x, -z, y)
 MAX_NUMBER = 2**31 - 1  # of a frame: frame numbers are int32
 
 
@@ -78,22 +79,25 @@ def read(path, *, fps: float | None = None, up: str | None = None) -> MeshSequen
     indices = np.concatenate([start + _reversed(mesh) for start, mesh in zip(starts, meshes, strict=True)])
     checks.check_counts(path, frames=len(times), vertices=int(sizes.sum()), faces=len(counts), corners=len(indices))
 
-    worlds: dict[int, np.ndarray] = {}
+    above = {-1: np.tile(np.eye(4), (len(times), 1, 1))}
     for k, node in enumerate(nodes):  # parents come first
         if isinstance(node, _Transform):
-            worlds[k] = _world_matrices(node, worlds.get(node.parent), times)
-    placed = [mesh.parent in worlds and (worlds[mesh.parent] != np.eye(4)).any() for mesh in meshes]
-    positions = np.empty((len(times), sizes.sum(), 3), dtype=np.float64 if any(placed) else np.float32)
-    for mesh, start, size, is_placed in zip(meshes, starts, sizes, placed, strict=True):
-        for f, time in enumerate(times):
-            local = _interpolate(mesh.times, mesh.positions, time)
-            if is_placed:
-                local = _transform(local, worlds[mesh.parent][f])
-            positions[f, start : start + size] = local
-    return MeshSequence.from_world(
-        checks.upright(positions, up or "y"),
-        triangulate(counts, indices, positions[0]),
+            above[k] = _world_matrices(node, above[node.parent], times)
+    axes = np.eye(4) if up == "z" else Y_UP
+    placed = [above[mesh.parent] @ axes for mesh in meshes]
+
+    # float64 frame by frame and float32 relative to the origin for good, so that a long cache is not held twice
+    first = np.concatenate([_frame(mesh, place, times, 0) for mesh, place in zip(meshes, placed, strict=True)])
+    origin = checks.centre(first)
+    positions = np.empty((len(times), sizes.sum(), 3), dtype=np.float32)
+    for mesh, place, start, size in zip(meshes, placed, starts, sizes, strict=True):
+        for f in range(len(times)):
+            positions[f, start : start + size] = _frame(mesh, place, times, f) - origin
+    return MeshSequence(
+        positions,
+        triangulate(counts, indices, first),
         fps=fps,
+        origin=origin,
         object_id=np.repeat(np.arange(len(meshes)), sizes),
         object_names=_unique([mesh.name for mesh in meshes]),
         frame_numbers=numbers,
@@ -237,13 +241,11 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _world_matrices(transform: _Transform, above: np.ndarray | None, times: np.ndarray) -> np.ndarray:
+def _world_matrices(transform: _Transform, above: np.ndarray, times: np.ndarray) -> np.ndarray:
     """World matrices (F,4,4) of a transform below `above` (F,4,4), which does not count where it does not inherit."""
     if len(transform.times) == 0:  # a transform without samples is the identity
-        return np.tile(np.eye(4), (len(times), 1, 1)) if above is None else above
+        return above
     local = np.stack([_interpolate(transform.times, transform.matrices, time) for time in times])
-    if above is None:
-        return local
     earlier = np.searchsorted(transform.times, times + TIME_TOLERANCE, side="right") - 1
     inherits = transform.inherits[np.maximum(earlier, 0)]
     return np.where(inherits[:, None, None], local @ above, local)
@@ -262,9 +264,10 @@ def _interpolate(times: np.ndarray, samples: np.ndarray, time: float) -> np.ndar
     return (1 - share) * samples[after - 1] + share * samples[after]
 
 
-def _transform(positions: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Positions (V,3) float64 under a row-vector matrix (4,4)."""
-    return positions.astype(np.float64) @ matrix[:3, :3] + matrix[3, :3]
+def _frame(mesh: _Mesh, place: np.ndarray, times: np.ndarray, f: int) -> np.ndarray:
+    """World positions (V,3) float64 of a mesh at frame f, under row-vector matrices (F,4,4)."""
+    local = _interpolate(mesh.times, mesh.positions, times[f]).astype(np.float64)
+    return local @ place[f, :3, :3] + place[f, 3, :3]
 
 
 def _unique(names: list[str]) -> tuple[str, ...]:

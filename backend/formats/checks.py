@@ -92,6 +92,12 @@ def check_positions(path, vertices) -> None:
     check_counts(path, frames=vertices.shape[0], vertices=vertices.shape[1])
 
 
+def centre(positions: np.ndarray) -> np.ndarray:
+    """Centre (3,) of the bounding box of positions (V,3), with 0 where it is not finite: a sequence's origin."""
+    middle = (positions.min(axis=0) + positions.max(axis=0)) / 2
+    return np.where(np.isfinite(middle), middle, 0.0)
+
+
 def upright(positions: np.ndarray, up: str | None) -> np.ndarray:
     """Positions (...,3) with Z up: (x, -z, y) when the file has Y up, else as they are."""
     if up != "y":
