@@ -141,12 +141,15 @@ def _check_file(path: Path):
 
 def _check_gltf(path: Path):
     """Refuse a glTF that is cut off, or whose accessors claim more than any mesh has: Blender would allocate it."""
-    data = path.read_bytes()
-    if path.suffix.lower() == ".glb":
-        lengths = np.frombuffer(data[8:16], dtype="<u4")
-        if len(lengths) < 2 or lengths[0] > len(data) or lengths[1] > len(data) - 20:
-            raise SprigError(f"{path.name} is truncated; export it again.")
-        data = data[20 : 20 + lengths[1]]
+    with path.open("rb") as file:
+        if path.suffix.lower() == ".glb":
+            whole_size, json_size = np.frombuffer(file.read(20).ljust(20, b"\0"), dtype="<u4")[2:4]
+            size = path.stat().st_size
+            if not 20 <= whole_size <= size or json_size > size - 20:
+                raise SprigError(f"{path.name} is truncated; export it again.")
+            data = file.read(json_size)
+        else:
+            data = file.read()
     try:
         counts = [accessor["count"] for accessor in json.loads(data).get("accessors", ())]
         too_many = any(count > checks.MAX_CORNERS for count in counts)

@@ -219,6 +219,45 @@ def test_simulation_is_played_from_its_start(kind):
     assert np.abs(jumped - played[11]).max() > 0.01
 
 
+def test_rigid_body():
+    """A falling box is played from the start of the simulation, also for one late frame alone."""
+
+    def falling():
+        thing, _ = body("Falling")
+        bpy.ops.rigidbody.world_add()
+        bpy.context.view_layer.objects.active = thing
+        bpy.ops.rigidbody.object_add(type="ACTIVE")
+        for frame in range(1, 6):  # up to the state that reading returns to
+            bpy.context.scene.frame_set(frame)
+        return thing
+
+    thing = falling()
+    assert animated_meshes(bpy.context) == [thing]
+    played = read(thing, start=1, end=12)
+    assert played[0, 0, 2] - played[-1, 0, 2] > 0.1
+    bpy.ops.wm.read_homefile(use_empty=True, use_factory_startup=True)
+    close(read(falling(), start=12, end=12), played[[11]])
+
+
+def test_simulation_zone_of_geometry_nodes():
+    """Every frame from the first on moves the mesh by one unit along X, so frame 5 is five units away."""
+    thing, vertices = body()
+    _, tree, first, last = geometry_nodes(thing)
+    begin, end, move = (
+        tree.nodes.new(kind)
+        for kind in ("GeometryNodeSimulationInput", "GeometryNodeSimulationOutput", "GeometryNodeSetPosition")
+    )
+    begin.pair_with_output(end)
+    move.inputs["Offset"].default_value = (1, 0, 0)
+    tree.links.new(first.outputs[0], begin.inputs["Geometry"])
+    tree.links.new(begin.outputs["Geometry"], move.inputs["Geometry"])
+    tree.links.new(move.outputs[0], end.inputs["Geometry"])
+    tree.links.new(end.outputs["Geometry"], last.inputs[0])
+    bpy.context.scene.frame_set(1)
+    assert animated_meshes(bpy.context) == [thing]
+    close(read(thing, start=3, end=5, step=2), vertices + [[[3, 0, 0]], [[5, 0, 0]]])
+
+
 def test_mesh_bound_to_a_simulated_one():
     """The state of a simulation matters to whatever hangs on it, too."""
 
