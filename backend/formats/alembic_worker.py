@@ -3,8 +3,8 @@
     python alembic_worker.py ARCHIVE FOLDER OPTIONS
 
 The C++ library behind alembic3d trusts what an archive says and crashes on some damaged ones, hence the process. It
-needs alembic3d alone, not numpy, so that it starts quickly. It writes FOLDER/values, raw
-little-endian numbers, and last FOLDER/index.json, which says where in it everything is, or {"error": sentence}.
+needs alembic3d alone, not numpy, so that it starts quickly. It writes FOLDER/values, raw little-endian numbers, and
+last FOLDER/index.json, which says where in it everything is, or {"error": sentence}.
 """
 
 from __future__ import annotations
