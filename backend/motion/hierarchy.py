@@ -142,77 +142,91 @@ def stretch_gains(pose: Pose, A, Q):
     return gains
 
 
-def _normal_step(pose: Pose, M, A, Q, shifting, joints, priors):
-    """One damped Gauss-Newton step; returns the moved pose and the joints' move (B,3) (None without `joints`)."""
+@dataclass(frozen=True, eq=False)
+class _Equations:
+    """Normal equations of some frames: H (f,U,U) undamped and g (f,U) in float32, U = 3B + 3S unknowns."""
+
+    H: torch.Tensor
+    g: torch.Tensor
+    arm: torch.Tensor  # (f,B,3,B) sum_v y_k s_l
+    force: torch.Tensor  # (f,B,3) half the negative gradient for a shift of every subtree
+
+
+def _frame_equations(pose: Pose, M, A, Q, subtree, mass, shifting) -> _Equations:
+    """How the energy of frames M (f,B,3,4) answers rotations at all pivots and shifts of the `shifting` subtrees."""
+    m = flat(M)
     frames, bones = M.shape[:2]
-    subtree = pose.subtree
-    subtree_low, A_low = subtree.to(HESSIAN), A.to(HESSIAN)
-    mask = subtree_low.repeat_interleave(4, dim=1)  # (B,4B)
-    mass = subtree @ A[3::4, 3::4] @ subtree.T  # sum_v s_k s_l
-    shifting = list(shifting)
     n = 3 * bones
-    unknowns = n + 3 * len(shifting)
-    chunk = max(1, FRAMES_AT_A_TIME // (3 * bones * 4 * bones))
-    omega = torch.empty((frames, bones, 3), dtype=M.dtype, device=M.device)
-    tau = torch.empty((frames, len(shifting), 3), dtype=M.dtype, device=M.device)
+    pivot = torch.einsum("fbij,bj->fbi", M[..., :3], pose.c) + M[..., 3]
+    pull = Q - m @ A  # half the negative gradient with respect to m
+    columns = m.reshape(frames, 3, bones, 4).permute(0, 2, 3, 1)
+    pulls = pull.reshape(frames, 3, bones, 4).permute(0, 2, 3, 1)
+    force = subtree @ pulls[:, :, 3]
+    torque = subtree @ torch.linalg.cross(columns, pulls).sum(2) - torch.linalg.cross(pivot, force)
+    g = torch.cat([torque.reshape(frames, n), force[:, shifting].reshape(frames, -1)], dim=1).to(HESSIAN)
+
+    below = subtree.to(HESSIAN)
+    Z = m.to(HESSIAN)[:, None] * below.repeat_interleave(4, dim=1)[None, :, None]
+    Z[..., 3::4] -= pivot.to(HESSIAN)[..., None] * below[None, :, None]
+    Z = Z.reshape(frames, n, -1)
+    ZA = Z @ A.to(HESSIAN)
+    C = (ZA @ Z.mT).reshape(frames, bones, 3, bones, 3)  # sum_v y_k y_l^T
+    arm = (ZA[..., 3::4] @ below.T).reshape(frames, bones, 3, bones)
+    H = torch.empty((frames, g.shape[1], g.shape[1]), dtype=HESSIAN, device=M.device)
+    rotations = -C.permute(0, 1, 4, 3, 2)  # [y_k]x^T [y_l]x = (y_k . y_l) I - y_l y_k^T
+    rotations.diagonal(dim1=2, dim2=4).add_(torch.diagonal(C, dim1=2, dim2=4).sum(-1)[..., None])
+    H[:, :n, :n] = rotations.reshape(frames, n, n)
+    coupling = cross_matrix(arm[..., shifting].transpose(2, 3)).transpose(2, 3).reshape(frames, n, -1)
+    H[:, :n, n:], H[:, n:, :n] = coupling, coupling.mT
+    H[:, n:, n:] = torch.kron(mass[shifting][:, shifting], torch.eye(3, dtype=M.dtype, device=M.device))
+    return _Equations(H, g, arm, force)
+
+
+def _normal_step(pose: Pose, M, A, Q, shifting, joints, priors):
+    """One damped Gauss-Newton step; returns the moved pose and the joints' move (B,3) (None without `joints`).
+
+    With joints the frames' unknowns are eliminated: S dc = right with S = H_cc - sum_f H_fc^T H_ff^-1 H_fc.
+    """
+    frames, bones = M.shape[:2]
+    n = 3 * bones
+    shifting = list(shifting)
+    subtree = pose.subtree
+    mass = subtree @ A[3::4, 3::4] @ subtree.T  # sum_v s_k s_l
+    damping = pose.damping
     if joints is not None:
+        damping = damping.clamp_min(pose.joint_damping)
+        bend = _bend(pose)
         schur = torch.diag(joints.repeat_interleave(3))
         right = (joints[:, None] * (priors - pose.c)).reshape(-1)
-        bend_all = _bend(pose)
-        kept = []
+    solutions = []
+    chunk = max(1, FRAMES_AT_A_TIME // (3 * bones * 4 * bones))
     for start in range(0, frames, chunk):
-        now = slice(start, min(start + chunk, frames))
-        m, q = flat(M[now]), Q[now]
-        count = len(m)
-        pivot = torch.einsum("fbij,bj->fbi", M[now, :, :, :3], pose.c) + M[now, :, :, 3]
-        pull = q - m @ A  # half the negative gradient with respect to m
-        columns = m.reshape(count, 3, bones, 4).permute(0, 2, 3, 1)
-        pulls = pull.reshape(count, 3, bones, 4).permute(0, 2, 3, 1)
-        force = subtree @ pulls[:, :, 3]  # (f,B,3) on every subtree
-        torque = subtree @ torch.linalg.cross(columns, pulls).sum(2) - torch.linalg.cross(pivot, force)
-        g = torch.cat([torque.reshape(count, n), force[:, shifting].reshape(count, -1)], dim=1)
-        Z = m.to(HESSIAN)[:, None] * mask[None, :, None]
-        Z[..., 3::4] -= pivot.to(HESSIAN)[..., None] * subtree_low[None, :, None]
-        Z = Z.reshape(count, n, -1)
-        ZA = Z @ A_low
-        C = (ZA @ Z.mT).reshape(count, bones, 3, bones, 3)
-        arm = (ZA[..., 3::4] @ subtree_low.T).reshape(count, bones, 3, bones)  # sum_v y_k s_l
-        H = torch.empty((count, unknowns, unknowns), dtype=HESSIAN, device=M.device)
-        rotations = -C.permute(0, 1, 4, 3, 2)
-        rotations.diagonal(dim1=2, dim2=4).add_(torch.diagonal(C, dim1=2, dim2=4).sum(-1)[..., None])
-        H[:, :n, :n] = rotations.reshape(count, n, n)
-        coupling = cross_matrix(arm[..., shifting].transpose(2, 3)).transpose(2, 3).reshape(count, n, -1)
-        H[:, :n, n:], H[:, n:, :n] = coupling, coupling.mT
-        H[:, n:, n:] = torch.kron(mass[shifting][:, shifting], torch.eye(3, dtype=M.dtype, device=M.device))
-        diagonal = H.diagonal(dim1=1, dim2=2)
-        damping = pose.damping[now, None] if joints is None else pose.damping[now, None].clamp_min(pose.joint_damping)
-        diagonal += (damping * diagonal + 1e-9).to(HESSIAN)
-        factor = torch.linalg.cholesky_ex(H).L
+        now = slice(start, start + chunk)
+        equations = _frame_equations(pose, M[now], A, Q[now], subtree, mass, shifting)
+        diagonal = equations.H.diagonal(dim1=1, dim2=2)
+        diagonal += damping[now, None].to(HESSIAN) * diagonal + 1e-9
+        factor = torch.linalg.cholesky_ex(equations.H).L
         if joints is None:
-            step = torch.cholesky_solve(g.to(HESSIAN)[..., None], factor)[..., 0]
-        else:
-            bend = bend_all[now]
-            sides = _joint_sides(arm, mass[shifting].to(HESSIAN), bend.to(HESSIAN), g.to(HESSIAN))
-            solved = torch.cholesky_solve(sides, factor)
-            to_joints = sides[..., :n].reshape(-1, n)
-            taken = to_joints.T @ solved.reshape(len(to_joints), -1)  # (n, n+1)
-            flat_bend = bend.permute(0, 2, 1, 3).reshape(3 * count, n)
-            own = (flat_bend.T @ flat_bend) * mass.repeat_interleave(3, 0).repeat_interleave(3, 1)
-            schur += own - taken[:, :n]
-            schur.diagonal().add_(pose.joint_damping * own.diagonal())
-            right += torch.einsum("fbij,fbi->bj", bend, force).reshape(-1) - taken[:, n]
-            kept.append((now, solved))
+            solutions.append(torch.cholesky_solve(equations.g[..., None], factor))
             continue
-        omega[now], tau[now] = step[:, :n].reshape(count, bones, 3), step[:, n:].reshape(count, -1, 3)
-    dc = None
+        sides = _joint_sides(equations.arm, mass[shifting].to(HESSIAN), bend[now].to(HESSIAN), equations.g)
+        solutions.append(torch.cholesky_solve(sides, factor))
+        to_joints = sides[..., :n].reshape(-1, n)
+        eliminated = to_joints.T @ solutions[-1].reshape(len(to_joints), -1)  # (n, n+1)
+        rows = bend[now].permute(0, 2, 1, 3).reshape(-1, n)
+        own = (rows.T @ rows) * mass.repeat_interleave(3, 0).repeat_interleave(3, 1)
+        schur += own - eliminated[:, :n]
+        schur.diagonal().add_(pose.joint_damping * own.diagonal())
+        right += torch.einsum("fbij,fbi->bj", bend[now], equations.force).reshape(-1) - eliminated[:, n]
+    solved = torch.cat(solutions)
+    step, dc = solved[..., -1], None
     if joints is not None:
-        schur.diagonal().add_(1e-12)
+        schur.diagonal().add_(1e-12)  # the root's joint is not an unknown: its rows are zero
         dc = torch.cholesky_solve(right[:, None], torch.linalg.cholesky_ex(schur).L)[:, 0]
-        for now, solved in kept:
-            step = solved[..., n] - solved[..., :n] @ dc.to(HESSIAN)
-            omega[now], tau[now] = step[:, :n].reshape(-1, bones, 3), step[:, n:].reshape(len(step), -1, 3)
+        step = step - solved[..., :-1] @ dc.to(HESSIAN)
         dc = dc.reshape(bones, 3)
-    return _moved(pose, omega, tau, shifting), dc
+    step = step.to(M.dtype)
+    return _moved(pose, step[:, :n].reshape(frames, bones, 3), step[:, n:].reshape(frames, -1, 3), shifting), dc
 
 
 def _joint_sides(arm, mass, bend, g):
