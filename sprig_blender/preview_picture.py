@@ -38,6 +38,7 @@ BACK, FRONT = -3000.0, 3000.0  # depths of the background and of the skeletons; 
 KEY = np.array([-0.45, 0.60, 0.66])  # direction of the key light in the picture: from the upper left, in front
 CREASE = np.radians(50)  # sharper edges are shaded as edges
 CHROMA = 0.13  # of the joints' colours: strong, and inside sRGB for nearly all hues
+SHORTEST_SCALE = 1e-3  # per cent; below this the heat map would show float32 rounding in glowing colours
 MAX_FRAMES_COMPARED = 200  # when the poses to show are chosen
 MATERIAL = "SPRig preview"
 OCTAHEDRON = np.array([[1, 0, 2], [2, 0, 3], [3, 0, 4], [4, 0, 1], [5, 1, 2], [5, 2, 3], [5, 3, 4], [5, 4, 1]])
@@ -144,7 +145,7 @@ def _lay_out(sheet, rig, sequence):
     poses = _telling_frames(shape_of, len(rig.motion), min(max(fitting, FEWEST_POSES), MOST_POSES))
     draw(poses, upper.columns(len(poses)), [weights] * len(poses), [f"Frame {number[f]}" for f in poses], bones=True)
 
-    limit = _round_up(np.percentile(np.concatenate([per_vertex, worst_errors]), 99))
+    limit = _round_up(max(np.percentile(np.concatenate([per_vertex, worst_errors]), 99), SHORTEST_SCALE))
     heat = [_heat(values / limit) for values in (per_vertex, worst_errors)]
     labels = ["Error over all frames", f"Error in the worst frame, {number[worst]}"]
     draw([anchor, worst], lower.columns(2), heat, labels, bones=False)
@@ -231,7 +232,6 @@ def _errors(rig, sequence) -> tuple[np.ndarray, np.ndarray]:
 
 def _round_up(value: float) -> float:
     """The next round number, where a scale can end."""
-    value = max(value, 1e-6)
     power = 10.0 ** np.floor(np.log10(value))
     return float(next(step * power for step in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if step * power >= value * (1 - 1e-9)))
 
