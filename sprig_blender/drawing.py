@@ -10,8 +10,8 @@ from .dependencies import State
 
 DEFAULT_FONT = 0  # the interface's
 STATE_ICONS = {State.READY: "CHECKMARK", State.MISSING: "IMPORT", State.BROKEN: "ERROR"}
-MARGIN = 70  # what panel, box, icon and scroll bar take of a region's width, in pixels at scale 1
-BUTTON = 20  # the width of a button that has only an icon
+MARGIN = 95  # what tabs, panel, box and icon take of a region's width, in pixels at scale 1
+BUTTON = 25  # the width of a button that has only an icon, and the gap before it
 
 
 def draw_paragraph(layout, text: str, icon: str = "NONE", beside: int = 0) -> None:
@@ -53,10 +53,6 @@ def draw_libraries(layout) -> None:
         row = box.split(factor=0.35)
         row.label(text=library.name, icon=STATE_ICONS[library.state])
         row.label(text=library.detail if library.state is State.READY else f"{library.state.value} {library.detail}")
-    activity = jobs.running()
-    if activity and activity.operator == "sprig.install_backend":
-        draw_progress(box, activity)
-        return
     row = box.row(align=True)
     row.operator(
         "sprig.install_backend",

@@ -92,8 +92,8 @@ class Job:
 class Activity:
     """What runs at the moment, for the panel and the status bar."""
 
-    def __init__(self, operator: str, title: str):
-        self.operator, self.title = operator, title
+    def __init__(self, title: str):
+        self.title = title
         self.step = Step(0.0, "Starting")
         self.cancel = threading.Event()
         self.abandon: Callable[[], None] | None = None  # ends it at once; None while it runs synchronously
@@ -176,7 +176,7 @@ class LongOperator:
     # -- shared -------------------------------------------------------------------------------------------------------
     def _begin(self) -> Activity:
         problems.forget()
-        activity = Activity(type(self).bl_idname, self.title)
+        activity = Activity(self.title)
         _running.append(activity)
         return activity
 

@@ -29,7 +29,7 @@ class SPRIG_PT_main(Panel):
         _draw_settings(settings, context)
         _draw_advanced(settings, context)
         layout.separator()
-        if running and running.operator == RIG_OPERATOR:
+        if running:
             drawing.draw_progress(layout, running)
         else:
             row = layout.row()
@@ -78,17 +78,15 @@ def _draw_advanced(layout, context) -> None:
     if body is None:
         return
     settings = context.scene.sprig
-    body.prop(settings, "influences")
-    column = body.column(heading="Rest Shape")
-    column.prop(settings, "rest_correction", text="Correct")
-    column = body.column(heading="Bones")
-    column.prop(settings, "stretch", text="May Stretch")
-    column = body.column(heading="Residual")
-    column.prop(settings, "corrective", text="As Shape Keys")
-    body.prop(settings, "seed")
+    column = body.column()
+    column.prop(settings, "influences")
+    column.column(heading="Rest Shape").prop(settings, "rest_correction", text="Correct")
+    column.column(heading="Bones").prop(settings, "stretch", text="May Stretch")
+    column.column(heading="Residual").prop(settings, "corrective", text="As Shape Keys")
+    column.prop(settings, "seed")
     ours = preferences.of_this_addon(context)
     if ours:
-        body.prop(ours, "device")
+        column.prop(ours, "device")
 
 
 def _draw_problem(layout) -> None:

@@ -4,7 +4,7 @@ import bpy
 from bpy.props import EnumProperty, StringProperty
 from bpy.types import AddonPreferences
 
-from . import dependencies, drawing
+from . import dependencies, drawing, jobs
 
 
 def _folder_changed(preferences, _context) -> None:
@@ -40,6 +40,8 @@ class SPRigPreferences(AddonPreferences):
     def draw(self, _context):
         layout = self.layout
         drawing.draw_libraries(layout)
+        if jobs.running():
+            drawing.draw_progress(layout, jobs.running())
         layout.separator()
         column = layout.column()
         column.use_property_split = True

@@ -5,6 +5,12 @@ from bpy.props import BoolProperty, EnumProperty, FloatProperty, IntProperty, Po
 from bpy.types import PropertyGroup
 
 
+def _begin_with_the_scene(settings, _context) -> None:
+    """A range of one's own begins as the scene's, until it is edited."""
+    if settings.range_mode == "CUSTOM" and not settings.is_property_set("frame_end"):
+        settings.frame_start, settings.frame_end = settings.id_data.frame_start, settings.id_data.frame_end
+
+
 class SPRIG_PG_settings(PropertyGroup):
     """The panel's settings, kept with the scene; the defaults are the command line's."""
 
@@ -16,6 +22,7 @@ class SPRIG_PG_settings(PropertyGroup):
             ("CUSTOM", "Custom", "A range of your own"),
         ),
         default="SCENE",
+        update=_begin_with_the_scene,
     )
     frame_start: IntProperty(name="Start", description="First frame that is rigged", default=1)
     frame_end: IntProperty(name="End", description="Last frame that is rigged", default=250)

@@ -9,7 +9,7 @@ import pytest
 
 from sprig.sprig_blender.pinned_wheels import PINNED
 
-from .test_dependencies import make_wheel
+from ..small_wheels import make_wheel
 
 
 def registered() -> dict:

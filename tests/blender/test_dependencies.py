@@ -1,8 +1,6 @@
 """The dependency manager on small wheels made here: real pip, real child processes, no network."""
 
-import hashlib
 import sys
-import zipfile
 
 import pytest
 
@@ -11,20 +9,7 @@ from sprig.sprig_blender import dependencies
 from sprig.sprig_blender.dependencies import State
 from sprig.sprig_blender.pinned_wheels import PINNED, Wheel, this_machine
 
-
-def make_wheel(folder, project, version="1.0", source="answer = 42\n"):
-    """Write a pure-Python wheel with one module, and return its row for the table of pins."""
-    module = project.lower()
-    info = f"{project}-{version}.dist-info"
-    path = folder / f"{project}-{version}-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as wheel:
-        wheel.writestr(f"{module}.py", source)
-        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {project}\nVersion: {version}\n")
-        wheel.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        wheel.writestr(f"{info}/RECORD", f"{module}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
-    return Wheel(project, version, module, 1.0, {"any": hashlib.sha256(path.read_bytes()).hexdigest()})
+from ..small_wheels import make_wheel
 
 
 @pytest.fixture

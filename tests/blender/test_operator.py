@@ -203,7 +203,9 @@ def test_hidden_active_object(addon):
 
 def test_custom_range_and_step(addon):
     settings = bpy.context.scene.sprig
-    settings.range_mode, settings.frame_start, settings.frame_end, settings.frame_step = "CUSTOM", 2, 6, 2
+    settings.range_mode = "CUSTOM"
+    assert (settings.frame_start, settings.frame_end) == (FRAMES[0], FRAMES[-1])  # the scene's, to begin with
+    settings.frame_start, settings.frame_step = 2, 2
     settings.anchor_mode, settings.anchor_frame = "FRAME", 4
     result = rig(by_shape_keys()).sprig
     assert (result.first_frame, result.last_frame, result.anchor_frame) == (2, 6, 4)
@@ -411,7 +413,7 @@ def test_a_bug_becomes_a_sentence_and_a_report(addon, monkeypatch, tmp_path, cap
 def test_one_run_at_a_time(addon):
     body = by_shape_keys()
     select(body)
-    activity = addon.jobs.Activity("sprig.auto_rig_sequence", "Auto-Rig")
+    activity = addon.jobs.Activity("Auto-Rig")
     addon.jobs._running.append(activity)
     try:
         assert "Auto-Rig is running; wait for it or cancel it" in refused(body)

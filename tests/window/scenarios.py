@@ -139,7 +139,7 @@ class Stage:
         return bar
 
     def look(self):
-        """Let the viewport fill the window, frame the selection, open the sidebar on our tab."""
+        """Frame the selection and open the sidebar on our tab; returns the condition that it is there."""
         window, area, region, space = gui.view3d()
         space.overlay.show_floor = space.overlay.show_axis_x = space.overlay.show_axis_y = True
         with bpy.context.temp_override(window=window, area=area, region=region):
@@ -148,6 +148,8 @@ class Stage:
             bpy.ops.view3d.view_orbit(angle=0.25, type="ORBITUP")
             bpy.ops.view3d.view_selected()
         gui.sidebar("SPRig")
+        sidebar = next(region for region in area.regions if region.type == "UI")
+        return lambda: getattr(sidebar, "active_panel_category", "") == "SPRig"
 
     def press_the_button(self):
         window, area, region, _space = gui.view3d()
@@ -187,8 +189,8 @@ def panel(stage):
     """The panel idle, at work with status bar, and with its result; undo, redo, the worst frame, another run."""
     stage.enable()
     stage.add_animal()
-    stage.look()
-    yield seconds(1.0)
+    yield stage.look()
+    yield seconds(0.5)
     gui.shot(str(stage.scratch / "idle.png"))
     before = stage.scene_print()
     assert stage.press_the_button() == {"RUNNING_MODAL"}
@@ -226,7 +228,7 @@ def cancel(stage):
     """Esc while frames are read, while the worker computes, and the panel's button: each time nothing has changed."""
     stage.enable()
     bar = stage.add_bar()
-    stage.look()
+    yield stage.look()
     scene = bpy.context.scene
     scene.frame_set(7, subframe=0.25)
     settings = scene.sprig
@@ -277,8 +279,9 @@ def meanwhile(stage):
         stage.press_the_button()
         return bar, lambda: stage.running().step.fraction > 0.15 and not stage.running().step.exclusive
 
+    stage.add_bar()
+    yield stage.look()
     bar, solving = start()
-    stage.look()
     yield solving
     mesh = bar.data
     mesh.vertices.add(1)
@@ -337,7 +340,7 @@ def trouble(stage):
     """What the panel shows without the libraries, after a mistake of the user's, and after a bug of ours."""
     stage.enable()
     bar = stage.add_bar()
-    stage.look()
+    yield stage.look()
     figures = {}
     dependencies = stage.module("sprig_blender.dependencies")
     loaded = {name: sys.modules.pop(name, None) for name in ("torch",)}
@@ -379,7 +382,7 @@ def install(stage):
     """Esc during an installation leaves nothing; one from a folder of wheels works and can be removed again."""
     stage.enable()
     stage.add_bar()
-    stage.look()
+    yield stage.look()
     dependencies = stage.module("sprig_blender.dependencies")
     folder = dependencies.own_folder()
     wheels = str(stage.scratch / "wheels")
