@@ -11,7 +11,7 @@ from .problem import Problem, bone_errors, design, flat, homogeneous, moments, r
 from .procrustes import rotation_from_covariance
 from .weights import solve_weights
 
-SWEEPS = 2  # Gauss-Seidel sweeps over the bones between two weight solves
+SWEEPS = 1  # Gauss-Seidel sweeps over the bones between two weight solves: more cost time and gain nothing
 MOMENTUM = 0.7  # weights are solved for poses this far ahead of the last step: halves the number of iterations
 WARM_UP = 4  # iterations before bones are moved: until then every bone still finds its place
 TRIAL = 2  # iterations after which a move must have paid
