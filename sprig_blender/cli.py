@@ -109,7 +109,7 @@ def _run(arguments: list[str], interrupts: Interrupts) -> int:
         return SUCCESS
     status, sentence, details = failure
     if status == BUG:
-        log = _write_log(f"arguments: {arguments}\n{details}\nprinted during the run:\n{console.captured}")
+        log = _write_log(f"arguments: {arguments}\n{details}\nprinted during the run:\n{console.printed}")
         sentence = f"{sentence}; {log} has the details, please report it"
     return _fail(sentence, status)
 
@@ -520,6 +520,7 @@ def _say_summary(console: Console, report: dict, written):
 
 
 def _inspect(options, console: Console):
+    console.quiet = options.json  # the JSON alone
     if _check_input(options):
         sequence = _headless().read_scene(options, console.part(0.0, 0.9))[0]
     else:

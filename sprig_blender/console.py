@@ -1,8 +1,8 @@
 """What a command-line run shows, hides and obeys: progress, captured output, Ctrl-C, and files that appear whole.
 
 Blender's importers and exporters print at will, from Python and from C. While a command works, everything that is
-printed to the process's standard output and error goes to a file instead; only what the command itself says reaches the
-terminal, so that a failure is one line on standard error and `-q` is silent.
+printed to the process's standard output and error is kept from the terminal; only what the command itself says reaches
+it, so that a failure is one line on standard error and `-q` is silent.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import io
 import os
 import re
 import signal
 import stat
 import sys
-import tempfile
 import threading
 from pathlib import Path
 
@@ -70,28 +70,29 @@ class Console:
     def __init__(self, quiet: bool, interrupts: Interrupts):
         self.quiet = quiet
         self.interrupts = interrupts
-        self.captured = ""  # what others printed, known after the `with` block
+        self._printed = io.StringIO()
         self._bar = None
         self._stage = None
         self._undo = contextlib.ExitStack()
 
     def __enter__(self):
         self._out = self._undo.enter_context(_kept_stream(sys.stdout, 1))
-        captured = self._undo.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"))
-        self._undo.callback(self._read_captured, captured)
+        # Nothing of this goes to a disk: when that is full, Blender aborts on a print that fails.
+        nowhere = self._undo.enter_context(open(os.devnull, "wb"))
         for descriptor in (1, 2):
-            self._undo.enter_context(_descriptor_to(descriptor, captured.fileno()))
-        self._undo.enter_context(contextlib.redirect_stdout(captured))
-        self._undo.enter_context(contextlib.redirect_stderr(captured))
+            self._undo.enter_context(_descriptor_to(descriptor, nowhere.fileno()))
+        self._undo.enter_context(contextlib.redirect_stdout(self._printed))
+        self._undo.enter_context(contextlib.redirect_stderr(self._printed))
         return self
 
     def __exit__(self, *exception):
         self._close_bar()
         self._undo.close()
 
-    def _read_captured(self, captured):
-        captured.seek(0)
-        self.captured = captured.read()
+    @property
+    def printed(self) -> str:
+        """What Python code printed meanwhile, for the log of a bug."""
+        return self._printed.getvalue()
 
     def say(self, text: str = ""):
         """Print a line, unless quiet. A reader that went away (`| head`) silences the rest."""

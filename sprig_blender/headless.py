@@ -19,10 +19,11 @@ from ..backend.sequence import MeshSequence
 from .export import export
 from .import_sequence import import_file
 from .preview_picture import render_preview
-from .read_sequence import animated_meshes, read_sequence
+from .read_sequence import read_sequence
 from .write_armature import WrittenRig, evaluated_positions, mesh_from_sequence, write_armature
 
 SAME_POSITIONS = 1e-5  # of the size: two readers of one archive differ by the rounding of one matrix product
+LEFT_OUT_NAMED = 5  # meshes that a warning names one by one
 
 
 def read_scene(options, progress) -> tuple[MeshSequence, list]:
@@ -32,11 +33,10 @@ def read_scene(options, progress) -> tuple[MeshSequence, list]:
     """
     _empty_scene()
     progress(0.0, f"Importing {Path(options.input).name}")
-    objects = import_file(options.input, fps=options.fps)
-    chosen = _named(objects, options.object) if options.object else objects
-    if len(chosen) > 1 and not options.object:
-        animated = animated_meshes(bpy.context)
-        chosen = [thing for thing in objects if thing in animated] or objects
+    chosen = import_file(options.input, fps=options.fps)
+    meshes = _meshes()
+    if options.object:
+        chosen = _named(meshes, options.object)
     start, end, step = options.frames or (None, None, 1)
     sequence = read_sequence(
         bpy.context, chosen, start, end, step, lambda fraction, text: progress(0.1 + 0.9 * fraction, text)
@@ -44,13 +44,15 @@ def read_scene(options, progress) -> tuple[MeshSequence, list]:
     if options.object:
         return sequence, chosen
     moving = _moving(sequence)
-    if any(moving) and len(objects) > 1:
-        chosen = [thing for thing, moves in zip(chosen, moving, strict=True) if moves]
-        still = ", ".join(thing.name for thing in objects if thing not in chosen)
-        if still:
-            warning = f"Meshes that do not move were left out: {still}; name them with --object to include them."
-            sequence = sequence.with_objects([thing.name for thing in chosen])
-            sequence = replace(sequence, warnings=(*sequence.warnings, warning))
+    if not any(moving):
+        return sequence, chosen
+    chosen = [thing for thing, moves in zip(chosen, moving, strict=True) if moves]
+    sequence = sequence.with_objects([thing.name for thing in chosen])
+    left_out = [thing.name for thing in meshes if thing not in chosen]
+    if left_out:
+        names = ", ".join(left_out[:LEFT_OUT_NAMED]) + (", …" if len(left_out) > LEFT_OUT_NAMED else "")
+        warning = f"Meshes that do not move were left out: {names}; name them with --object to include them."
+        sequence = replace(sequence, warnings=(*sequence.warnings, warning))
     return sequence, chosen
 
 
@@ -59,6 +61,10 @@ def _empty_scene():
     if not bpy.app.background:
         raise SprigError("The command line runs without a window; here, use Auto-Rig Sequence in the sidebar.")
     bpy.ops.wm.read_homefile(use_empty=True, use_factory_startup=True)
+
+
+def _meshes() -> list:
+    return [thing for thing in bpy.context.scene.objects if thing.type == "MESH"]
 
 
 def _named(objects: list, names) -> list:
@@ -87,8 +93,8 @@ def read_archive(options, sequence: MeshSequence, progress) -> tuple[MeshSequenc
     """
     _empty_scene()
     progress(0.0, f"Importing {Path(options.input).name}")
-    objects = import_file(options.input, fps=options.fps)
-    sources = _matching(objects, sequence)
+    import_file(options.input, fps=options.fps)
+    sources = _matching(_meshes(), sequence)
     if sources is not None:
         return sequence, sources
     warning = "Blender shows this archive differently from its samples; the rig follows what Blender shows."

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from sprig.sprig_blender import cli
 
 COMMAND = [sys.executable, "-m", "sprig.sprig_blender.cli"]
@@ -164,8 +165,7 @@ def test_inspect_counts_what_is_there(tmp_path, capsys):
         fps=25.0,
     )
     assert cli.main(["inspect", str(tmp_path / "parts.npz"), "--json"]) == 0
-    printed = capsys.readouterr()
-    told = json.loads(printed.out[printed.out.index("{") :])
+    told = json.loads(capsys.readouterr().out)
     assert [(mesh["vertices"], mesh["faces"], mesh["moves"]) for mesh in told["meshes"]] == [
         (120, 208, True),
         (112, 208, False),
@@ -315,7 +315,6 @@ BAD_OPTIONS = {
     "--anchor first": "auto",
     "--frames 1:5 --anchor 9": "Frame 9 is not in the sequence",
     "--device tpu": "'tpu'",
-    "--device mps": "mps",
     "--object Horse": "'Horse'",
     "--fps 0": "above 0",
     "--fps inf": "'inf'",
@@ -380,13 +379,15 @@ def test_bad_usage(arguments, expected, capsys):
     assert expected in one_line(printed.err) and printed.out == ""
 
 
-def test_cuda_is_refused_where_there_is_none(bar, capsys):
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_device_that_is_not_there_is_refused(device, bar, capsys):
     import torch
 
-    if torch.cuda.is_available():
-        pytest.skip("there is CUDA")
-    assert cli.main(["rig", str(bar), "-o", str(bar.parent / "out" / "rig.npz"), "-q", "--device", "cuda"]) == 2
-    assert "cuda" in one_line(capsys.readouterr().err).lower()
+    if {"cuda": torch.cuda, "mps": torch.backends.mps}[device].is_available():
+        pytest.skip(f"{device} is there")
+    assert cli.main(["rig", str(bar), "-o", str(bar.parent / "out" / "rig.npz"), "-q", "--device", device]) == 2
+    assert repr(device) in one_line(capsys.readouterr().err)
+    assert listing(bar.parent / "out") == []
 
 
 @pytest.mark.parametrize("what", ["folder", "file"])

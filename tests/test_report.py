@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from sprig.backend.report import SCHEMA, rig_report, version, write_report
 from sprig.backend.rig import Rig, Skeleton
 

@@ -6,6 +6,8 @@ is missing every test of this folder is skipped, saying so.
 
 import importlib
 import os
+import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -15,6 +17,23 @@ _user_folder = tempfile.TemporaryDirectory(prefix="sprig-test-blender-")  # remo
 os.environ["BLENDER_USER_RESOURCES"] = _user_folder.name
 
 bpy = pytest.importorskip("bpy", reason="the bpy wheel is not installed: pip install bpy")
+
+
+_exit_status = []
+
+
+def pytest_sessionfinish(exitstatus):
+    _exit_status.append(int(exitstatus))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure():
+    """End the process as the command line does: with torch loaded and a glTF file written, bpy's tear-down hangs."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    _user_folder.cleanup()
+    shutil.rmtree(bpy.app.tempdir, ignore_errors=True)
+    os._exit(_exit_status[-1])
 
 
 @pytest.fixture(autouse=True)
