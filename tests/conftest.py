@@ -1,6 +1,7 @@
 """Fixtures for every test: where the real clips are, and small sequences made on the spot."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
+exit_status = pytest.StashKey[int]()
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +30,20 @@ def extension_zip(tmp_path_factory) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.strip())
+
+
+# Tearing down Blender's module prints about memory, and waits for ever where torch is loaded and a glTF file was
+# written (sprig_blender/cli.py leaves the same way). So a run that had Blender in its process ends here, with pytest's
+# status.
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    session.config.stash[exit_status] = int(session.exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config):
+    if "bpy" in sys.modules:
+        config.get_terminal_writer().flush()
+        os._exit(config.stash[exit_status])
