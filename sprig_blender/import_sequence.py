@@ -39,7 +39,7 @@ from .what_moves import datablocks, influences, varies
 IMPORT_RATE = 24  # of the scene while formats without a rate are imported; whole, since glTF misuses fps_base
 SAME_TIME = 1e-3  # seconds; keys closer than this are one frame written twice
 SLOWEST_SAMPLING = 5.0  # frames per second; keys further apart are poses to interpolate between, not samples
-WHOLE_RATE_TOLERANCE = 1e-4  # relative; a fifth of what separates 30 and 29.97... would be wrong, rounding is 1e-6
+WHOLE_RATE_TOLERANCE = 1e-4  # relative; 30 and 29.97 are ten times as far apart, rounding of key times is 1e-6
 WHOLE_FRAME_TOLERANCE = 1e-2  # of a frame; key times are float32
 HIGHEST_RATE = 32767  # Blender's own limit
 REHEARSAL_SECONDS, REHEARSAL_SECONDS_PER_MB = 60, 1  # a damaged file can keep an importer busy for ever
@@ -86,10 +86,10 @@ def import_file(path, *, fps: float | None = None) -> list[bpy.types.Object]:
         return _open_blend(path, operator, fps)
     importers = {"wm.alembic_import": _import_alembic, "wm.usd_import": _import_usd}
     with _undone_on_error():
-        new = importers.get(operator, _import_keyed)(path, operator, fps)
+        new = set(importers.get(operator, _import_keyed)(path, operator, fps))
         scene = bpy.context.scene
         scene.frame_set(scene.frame_start)
-        return _animated(path, [mesh for mesh in _meshes(scene) if mesh in set(new)])
+        return _animated(path, [mesh for mesh in _meshes(scene) if mesh in new])
 
 
 @contextmanager
@@ -368,7 +368,7 @@ def _sampling_rate(times: np.ndarray) -> float | None:
     intervals = round((times[-1] - times[0]) / spacing)
     even = (times[-1] - times[0]) / intervals  # the same without the rounding of single key times
     rate = 1 / (even if abs(even / spacing - 1) < WHOLE_FRAME_TOLERANCE / intervals else spacing)
-    if abs(rate / round(rate) - 1) < WHOLE_RATE_TOLERANCE if rate >= 1 else False:
+    if abs(round(rate) - rate) < WHOLE_RATE_TOLERANCE * rate:
         rate = float(round(rate))
     return rate if rate >= SLOWEST_SAMPLING else rate * math.ceil(checks.DEFAULT_FPS / rate)
 
