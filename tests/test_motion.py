@@ -157,7 +157,7 @@ def test_gauss_newton_finds_the_poses_of_a_known_rig():
     c = (truth_joints - rest - centre) / scale
     A, Q = problem.moments(P, torch.as_tensor(truth_weights), u)
     still = torch.eye(3, 4, dtype=torch.float64).expand(P.frames, 4, 3, 4).contiguous()
-    pose = hierarchy.start_pose(still, c, [-1, 0, 1, 2])
+    pose = hierarchy.start_pose(still, c, [-1, 0, 1, 2], torch.as_tensor(c))
     pose = hierarchy.refine_pose(pose, A, Q, steps=40)
     assert problem.rmse(P, hierarchy.bone_matrices(pose), A, Q) < 1e-6  # float32 positions
 
@@ -171,8 +171,8 @@ def test_bundle_adjustment_moves_wrong_joints_back():
     A, Q = problem.moments(P, torch.as_tensor(truth_weights), u)
     wrong = truth + np.array([0.03, 0.01, -0.01])
     M = torch.as_tensor(motion[:, :, :3].copy())
-    pose = hierarchy.start_pose(M, wrong, [-1, 0, 1, 2])
     priors = torch.as_tensor(wrong)
+    pose = hierarchy.start_pose(M, wrong, [-1, 0, 1, 2], priors)
     for _ in range(30):
         pull = hierarchy.joint_prior_strength(pose, A, priors, 1e-8)
         pose = hierarchy.refine_pose(pose, A, Q, steps=1, joints=pull, priors=priors)
@@ -189,8 +189,8 @@ def test_pose_steps_never_raise_the_energy():
     order = torch.as_tensor(tree.order)
     W = W[:, order]
     A, Q = problem.moments(P, W, u)
-    pose = hierarchy.start_pose(M[:, order], tree.joints, tree.parents)
     priors = torch.as_tensor(tree.priors)
+    pose = hierarchy.start_pose(M[:, order], tree.joints, tree.parents, priors)
     last = problem.energy(hierarchy.bone_matrices(pose), A, Q, per_frame=True)
     for stretching in ((), (1, 2)):
         for _ in range(4):
@@ -203,6 +203,22 @@ def test_pose_steps_never_raise_the_energy():
     assert problem.energy(hierarchy.bone_matrices(moved), A, Q) <= last.sum() + 1e-9
 
 
+def test_no_joint_leaves_its_neighbourhood():
+    """Joints given far outside come back to the limit at once, and steps keep to it."""
+    P, _, _ = small_problem(bones=3, frames=12)
+    labels, M = parts.split_into_parts(P, 3)
+    W = torch.nn.functional.one_hot(labels, M.shape[1]).double()
+    tree = joints.connect_bones(P, M, W, P.rest)
+    order = torch.as_tensor(tree.order)
+    A, Q = problem.moments(P, W[:, order], P.rest)
+    priors = torch.as_tensor(tree.priors)
+    pose = hierarchy.start_pose(M[:, order], tree.joints + [5.0, 0, 0], tree.parents, priors)
+    for _ in range(3):
+        assert float((pose.c - priors).norm(dim=1).max()) <= hierarchy.JOINT_LIMIT + 1e-9
+        pull = hierarchy.joint_prior_strength(pose, A, priors, 1e-6)
+        pose = hierarchy.refine_pose(pose, A, Q, steps=1, joints=pull, priors=priors)
+
+
 def test_a_long_sequence_in_chunks_gives_the_same_step(monkeypatch):
     P, _, _ = small_problem(bones=4, frames=15)
     labels, M = parts.split_into_parts(P, 4)
@@ -210,8 +226,8 @@ def test_a_long_sequence_in_chunks_gives_the_same_step(monkeypatch):
     tree = joints.connect_bones(P, M, W, P.rest)
     order = torch.as_tensor(tree.order)
     A, Q = problem.moments(P, W[:, order], P.rest)
-    pose = hierarchy.start_pose(M[:, order], tree.joints, tree.parents)
     priors = torch.as_tensor(tree.priors)
+    pose = hierarchy.start_pose(M[:, order], tree.joints, tree.parents, priors)
     pull = hierarchy.joint_prior_strength(pose, A, priors, 1e-3)
     whole = hierarchy.refine_pose(pose, A, Q, steps=2, joints=pull, priors=priors)
     monkeypatch.setattr(hierarchy, "FRAMES_AT_A_TIME", 1)

@@ -20,7 +20,7 @@ import torch
 from .problem import energy, flat
 from .procrustes import cross_matrix, rotation_exponential
 
-JOINT_REACH = 0.1  # diagonals: joints move this far from their prior before the pull grows
+JOINT_REACH, JOINT_LIMIT = 0.1, 0.2  # diagonals from the prior: where the pull grows, where a joint stops
 JOINT_DAMPING_START, JOINT_DAMPING_LEAST, JOINT_DAMPING_MOST = 1e-2, 1e-4, 1e3
 HESSIAN = torch.float32  # steps need no more: gradients and energies, which decide where they end, are float64
 FRAMES_AT_A_TIME = 2**25  # doubles in the largest temporary: bounds memory for long sequences
@@ -48,10 +48,17 @@ class Pose:
         return torch.as_tensor(below, dtype=self.R.dtype, device=self.R.device)
 
 
-def start_pose(M, joints, parents) -> Pose:
+def near_prior(c, priors):
+    """Joints (B,3), those farther than JOINT_LIMIT from their prior moved back to that distance."""
+    offset = c - priors
+    distance = offset.norm(dim=1, keepdim=True)
+    return priors + offset * (JOINT_LIMIT / distance.clamp_min(JOINT_LIMIT))
+
+
+def start_pose(M, joints, parents, priors) -> Pose:
     """Pose with the rotations of free bones M (F,B,3,4) and the root's translation."""
     R = M[..., :3].contiguous()
-    c = torch.as_tensor(joints, dtype=M.dtype, device=M.device)
+    c = near_prior(torch.as_tensor(joints, dtype=M.dtype, device=M.device), priors)
     s = torch.zeros_like(M[..., 3])
     s[:, 0] = R[:, 0] @ c[0] + M[:, 0, :, 3] - c[0]
     return Pose(
@@ -72,14 +79,13 @@ def bone_matrices(pose: Pose) -> torch.Tensor:
 def joint_prior_strength(pose: Pose, A, priors, strength: float):
     """Pull (B,) of every joint to its prior (B,3): `strength` times the largest eigenvalue of its own evidence.
 
-    The pull grows with the square of the distance beyond JOINT_REACH, so that no joint leaves the character for a gain
-    in the last digit.
+    The pull grows steeply beyond JOINT_REACH, so that no joint leaves the character for a gain in the last digit.
     """
     subtree = pose.subtree
     mass = ((subtree @ A[3::4, 3::4]) * subtree).sum(1)
     bend = _bend(pose)
     evidence = torch.einsum("fbij,fbik->bjk", bend, bend) * mass[:, None, None]
-    reach = 1 + (pose.c - priors).square().sum(1) / JOINT_REACH**2
+    reach = 1 + ((pose.c - priors).square().sum(1) / JOINT_REACH**2) ** 3
     return strength * reach * torch.linalg.eigvalsh(evidence)[:, -1] + 1e-9 * mass * len(pose.R)
 
 
@@ -102,7 +108,7 @@ def refine_pose(pose: Pose, A, Q, *, steps: int, stretching=(), joints=None, pri
     for _ in range(steps):
         moved, dc = _normal_step(pose, M, A, Q, (0, *stretching), joints, priors)
         if dc is not None:
-            trial = replace(moved, c=pose.c + dc)
+            trial = replace(moved, c=near_prior(pose.c + dc, priors))
             trial_M = bone_matrices(trial)
             trial_value = energy(trial_M, A, Q, per_frame=True)
             offset, shift = pose.c - priors, trial.c - priors

@@ -133,7 +133,7 @@ class _Solve:
         W = W[:, order]
         priors = torch.as_tensor(tree.priors, device=W.device)
         A, Q = moments(problem, W, u)
-        pose = refine_pose(start_pose(M[:, order], tree.joints, tree.parents), A, Q, steps=FIRST_STEPS)
+        pose = refine_pose(start_pose(M[:, order], tree.joints, tree.parents, priors), A, Q, steps=FIRST_STEPS)
         last, stretching = None, ()
         for round_ in range(ROUNDS):
             progress(share + (1 - share) * round_ / ROUNDS, "Fitting the skeleton")
