@@ -19,6 +19,7 @@ from ..backend.sequence import MeshSequence
 from . import dependencies, preferences
 from .jobs import Job, Step, Steps
 from .read_sequence import SequenceReader
+from .what_moves import is_animated
 from .write_armature import MARK, WrittenRig, sources_of, write_armature
 
 READING_SLICE = 0.05  # seconds of reading frames between two looks at the window's events
@@ -94,6 +95,9 @@ def steps(context, cancel: threading.Event, patience: float) -> Steps:
     sources = chosen_meshes(context)
     if not sources:
         raise SprigError("Nothing is selected that could be rigged; select one or several animated meshes.")
+    if not any(is_animated(source) for source in sources):
+        names = ", ".join(source.name for source in sources)
+        raise SprigError(f"{names} neither moves nor changes shape with time; select a mesh that is animated.")
     scene, numbers, choices = context.scene, frame_numbers(context.scene), rig_choices(context)
     wants_corrective = scene.sprig.corrective
     identities = [_Identity.of(source) for source in sources]

@@ -137,7 +137,6 @@ def register(package: str) -> None:
     global _own_root
     # Outside an extension repository (tests of parts, `pip install`) there is no such folder and no need for one.
     _own_root = Path(bpy.utils.extension_path_user(package)) if package.startswith("bl_ext.") else None
-    _will_not_load.clear()
     _finish_removals()
 
 
@@ -170,6 +169,7 @@ def use_folder(chosen: str | None) -> None:
         _on_path = own_folder()
     if _on_path is not None:
         path.append(str(_on_path))
+    _will_not_load.clear()
     look_again()
 
 
@@ -285,7 +285,9 @@ def _find_pip() -> list[str]:
     spec = importlib.util.find_spec("ensurepip")
     bundled = sorted(Path(spec.origin).parent.glob("_bundled/pip-*.whl")) if spec else []
     if not bundled:
-        raise SprigError("This Blender's Python has no pip; install pip for it, or name a folder that has torch.")
+        raise SprigError(
+            "This Blender's Python has no pip; install pip for it, or name a folder with torch in the preferences."
+        )
     return [str(bundled[-1] / "pip")]
 
 

@@ -146,6 +146,7 @@ class LongOperator:
             return self.execute(context)
         self._activity = self._begin()
         self._activity.abandon = self._abandon
+        self._shown = ""
         self._steps = self.steps(context, self._activity.cancel, 0.0)
         self._timer = context.window_manager.event_timer_add(TICK, window=context.window)
         context.window_manager.modal_handler_add(self)
@@ -203,11 +204,13 @@ class LongOperator:
         return {"CANCELLED"}
 
     def _show(self) -> None:
-        """Draw progress in the sidebar and the status bar."""
+        """Draw progress in the sidebar and the status bar, when there is something new to see."""
         activity = self._activity
-        percent = f"{100 * activity.step.fraction:.0f} %"
-        bpy.context.workspace.status_text_set(f"{activity.title}: {percent}   {activity.text}     Esc: Cancel")
-        redraw_sidebars()
+        status = f"{activity.title}: {100 * activity.step.fraction:.0f} %   {activity.text}     Esc: Cancel"
+        if status != self._shown:
+            self._shown = status
+            bpy.context.workspace.status_text_set(status)
+            redraw_sidebars()
 
     def _abandon(self) -> None:
         self._activity.cancel.set()

@@ -272,14 +272,14 @@ def test_refused_settings(addon, change, words):
 
 def test_refused_sources(addon):
     vertices, faces = tube()
-    assert "moves" in refused(mesh_object(vertices, faces, "Still"))
+    assert "Still neither moves nor changes shape" in refused(mesh_object(vertices, faces, "Still"))
     changing = by_shape_keys("Changing")
     changing.modifiers.new("Mirror", "MIRROR")
     changing.modifiers.new("Wave", "WAVE")
     assert "Mirror" in refused(changing)
     loose = bpy.data.objects.new("Loose", bpy.data.meshes.new("Loose"))
     bpy.context.scene.collection.objects.link(loose)
-    assert "Loose has no vertices" in refused(loose)
+    assert "Loose neither moves" in refused(loose)
 
 
 def test_poll_says_why(addon):

@@ -95,7 +95,7 @@ class Stage:
         modifier = animal.modifiers.new("Cache", "MESH_CACHE")
         modifier.cache_format, modifier.filepath, modifier.frame_start = "PC2", str(cache), 1
         scene.frame_start, scene.frame_end = 1, len(vertices)
-        scene.frame_set(1)
+        scene.frame_set(12)
         bpy.context.view_layer.objects.active = animal
         animal.select_set(True)
         bpy.ops.ed.undo_push(message="Scene")
@@ -189,6 +189,8 @@ def panel(stage):
     """The panel idle, at work with status bar, and with its result; undo, redo, the worst frame, another run."""
     stage.enable()
     stage.add_animal()
+    gui.maximize()
+    yield seconds(0.5)
     yield stage.look()
     yield seconds(0.5)
     gui.shot(str(stage.scratch / "idle.png"))
@@ -200,7 +202,7 @@ def panel(stage):
     gui.shot(str(stage.scratch / "running.png"))
     yield lambda: stage.running() is None
     assert stage.problem() is None, stage.problem()
-    yield seconds(0.5)
+    yield seconds(8)  # until the message in the status bar is gone
     gui.shot(str(stage.scratch / "result.png"))
     after = stage.scene_print()
     armature = bpy.context.view_layer.objects.active
@@ -208,7 +210,7 @@ def panel(stage):
     figures = {"joints": result.joints, "rmse": result.rmse, "worst_frame": result.worst_frame, "at": fraction}
     bpy.ops.sprig.go_to_frame(frame=result.worst_frame)
     figures["frame"] = bpy.context.scene.frame_current
-    bpy.context.scene.frame_set(1)
+    bpy.context.scene.frame_set(12)
 
     stage.key("Z", ctrl=True)
     yield lambda: len(bpy.data.armatures) == 0
@@ -313,6 +315,15 @@ def meanwhile(stage):
     bar.name = "Renamed"
     yield lambda: stage.running() is None
     figures["renamed"] = sorted(thing.name for thing in bpy.data.objects)
+
+    bar, solving = start()
+    bar.location.x = 3
+    bpy.ops.ed.undo_push(message="Move")
+    yield solving
+    stage.key("Z", ctrl=True)
+    yield lambda: stage.running() is None
+    # Blender refuses to undo while an operator runs that can be undone itself.
+    figures["undo meanwhile"] = [bpy.data.objects["Bar"].location.x, stage.problem()]
 
     bar, solving = start()
     yield solving

@@ -5,8 +5,8 @@ Set SPRIG_BLENDER_GUI to a program that can be called as
     PROGRAM screenshot SCRIPT.py OUT.png -- BLENDER-ARGUMENTS
 
 It opens a Blender window (a virtual display will do), runs SCRIPT.py once the window is up, saves a picture of it, and
-returns a status other than 0 when the script failed. Scripts may `import blender_gui`, which has to offer view3d,
-sidebar, hold, ready, shot and fail. BLENDER_GUI_BIND holds the folders that the script needs, separated by colons.
+returns a status other than 0 when the script failed. Scripts may `import blender_gui`, which has to offer view3d, shot,
+maximize, sidebar, hold, ready and fail. BLENDER_GUI_BIND holds the folders that the script needs, separated by colons.
 """
 
 import json
@@ -73,6 +73,7 @@ def wheels(tmp_path):
 
 
 def test_panel(play, animal):
+    """docs/panel.png is this test's result.png."""
     result, pictures = play("panel")
     assert 0 < result["rmse"] < 1 and result["joints"] >= 2
     assert 0.3 < result["at"] < 1
@@ -104,6 +105,7 @@ def test_the_user_works_on_meanwhile(play):
         "waiting": "Ready; waiting for Object Mode in the scene Scene",
         "written after waiting": 1,
         "renamed": ["Renamed", "Renamed Rig", "Renamed Skin"],
+        "undo meanwhile": [3.0, None],
         "after disabling": True,
         "threads": [],
         "after opening a file": True,
