@@ -332,7 +332,11 @@ def _check_input(options) -> bool:
     from ..backend.formats import READERS, is_native
 
     path = Path(options.input)
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise SprigError(f"{path} cannot be read ({error.strerror}); check the name.") from error
+    if not there:
         raise SprigError(f"{path} does not exist; check the name.")
     native = is_native(path)
     if path.suffix.lower() == ".abc" and importlib.util.find_spec("alembic3d") is None:
@@ -352,11 +356,12 @@ def _check_input(options) -> bool:
 
 def _check_outputs(source: Path, outputs):
     """Every output is a file of its own, and none of them the input."""
-    seen = {source.resolve(): "the input"}
+    seen = {os.path.realpath(source): "the input"}
     for purpose, path in outputs:
-        if path.resolve() in seen:
-            raise SprigError(f"{path} is {seen[path.resolve()]} as well as {purpose}; give another name.")
-        seen[path.resolve()] = purpose
+        real = os.path.realpath(path)
+        if real in seen:
+            raise SprigError(f"{path} is {seen[real]} as well as {purpose}; give another name.")
+        seen[real] = purpose
 
 
 def _headless():

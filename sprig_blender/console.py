@@ -17,6 +17,7 @@ import signal
 import stat
 import sys
 import threading
+import uuid
 from pathlib import Path
 
 from ..backend.errors import Cancelled, SprigError
@@ -201,20 +202,17 @@ class PendingFiles:
 
     def add(self, final: Path) -> Path:
         """The path to write to instead of `final`, with its suffix; SprigError when nothing can be written there."""
-        if final.is_dir():
-            raise SprigError(f"{final} is a folder; give the name of a file to write.")
-        if not final.parent.is_dir():
-            raise SprigError(
-                f"The folder {final.parent} does not exist; make it or choose another place for {final.name}."
-            )
-        for place in (final.parent, final):
-            if (
-                place.exists() and not place.stat().st_mode & ANYONE_MAY_WRITE
-            ):  # the superuser could, but is asked not to
-                raise SprigError(f"{place} is read-only; choose another place or change its permissions.")
-        pending = final.with_name(f".{final.stem}.{os.getpid()}.part{final.suffix}")
         try:
-            pending.touch()
+            if final.is_dir():
+                raise SprigError(f"{final} is a folder; give the name of a file to write.")
+            if not final.parent.is_dir():
+                raise SprigError(f"The folder {final.parent} does not exist; make it or choose another place.")
+            for place in (final.parent, final):
+                # The superuser could write there all the same, but is asked not to.
+                if place.exists() and not place.stat().st_mode & ANYONE_MAY_WRITE:
+                    raise SprigError(f"{place} is read-only; choose another place or change its permissions.")
+            pending = final.with_name(f".sprig-{uuid.uuid4().hex}{final.suffix}")
+            pending.touch(exist_ok=False)
         except OSError as error:
             raise writing_error(error, final) from error
         self._pending[final] = pending

@@ -1,5 +1,6 @@
 """`sprig` with Blender behind it: the embedded example to every format, scenes as input, and every way to fail."""
 
+import importlib
 import json
 import os
 import signal
@@ -159,6 +160,23 @@ def test_other_formats_and_a_picture(suffix, clip, tmp_path):
     reader(filepath=str(tmp_path / f"out{suffix}"))
     assert len(skinned_meshes()) == 1
     assert sum(len(thing.bones) for thing in bpy.data.armatures) == 3
+
+
+def test_as_blenders_own_command(extension, clip, tmp_path, capfd):
+    """`blender -c sprig …` ends in this call; the add-on stays enabled although the scene is emptied."""
+    command = importlib.import_module(f"{extension.__name__}.sprig_blender")._run_command
+    assert command(["rig", str(clip), "-o", str(tmp_path / "rig.blend"), "-q", "--joints", "2"]) == 0
+    assert listing(tmp_path) == ["clip.npz", "rig.blend"]
+    assert command(["rig", str(tmp_path / "nothing.npz"), "-o", str(tmp_path / "rig.glb")]) == 2
+    assert "nothing.npz" in one_line(capfd.readouterr().err)
+    assert extension.__name__ in bpy.context.preferences.addons
+    assert hasattr(bpy.types, "SPRIG_OT_auto_rig_sequence")
+
+
+def test_capital_suffixes(clip, tmp_path):
+    for suffix in (".GLB", ".FBX", ".USDC", ".BLEND"):
+        assert cli.main(["rig", str(clip), "-o", str(tmp_path / f"rig{suffix}"), "-q", "--joints", "2"]) == 0
+    assert listing(tmp_path) == ["clip.npz", "rig.BLEND", "rig.FBX", "rig.GLB", "rig.USDC"]
 
 
 # ---- scenes as input
