@@ -27,6 +27,7 @@ def export(path, context, written: WrittenRig, *, sources):
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise SprigError(f"{path.name} has no suffix that can be written; choose one of {', '.join(FORMATS)}.")
+    _check_exporter(path.suffix.lower())
     with PendingFiles() as files, _scene_of(context, written) as scene:
         pending = files.add(path)
         with context.temp_override(scene=scene, view_layer=scene.view_layers[0]):
@@ -43,6 +44,17 @@ def export(path, context, written: WrittenRig, *, sources):
         if not _is_complete(pending):
             raise SprigError(f"{path} could not be written completely; check the free space or choose another folder.")
         files.commit()
+
+
+def _check_exporter(suffix: str):
+    """SprigError when this Blender was built without the exporter, or its add-on is off."""
+    try:
+        if suffix in EXPORTERS:
+            EXPORTERS[suffix].get_rna_type()
+    except KeyError as error:
+        raise SprigError(
+            f"This Blender has no exporter for {suffix}; enable its add-on in the preferences or choose another format."
+        ) from error
 
 
 @contextmanager
@@ -79,7 +91,7 @@ def _write_blend(path: Path, scene, written: WrittenRig, sources):
 
 
 def _write_glb(path: Path, scene, written: WrittenRig, sources):
-    bpy.ops.export_scene.gltf(
+    EXPORTERS[".glb"](
         filepath=str(path),
         export_format="GLB",
         use_active_scene=True,
@@ -94,7 +106,7 @@ def _write_glb(path: Path, scene, written: WrittenRig, sources):
 
 
 def _write_fbx(path: Path, scene, written: WrittenRig, sources):
-    bpy.ops.export_scene.fbx(
+    EXPORTERS[".fbx"](
         filepath=str(path),
         object_types={"ARMATURE", "MESH"},
         use_mesh_modifiers=False,  # the armature stays an armature; shape keys survive
@@ -118,8 +130,8 @@ def _write_usd(path: Path, scene, written: WrittenRig, sources):
         "export_textures_mode": "KEEP",  # the same since 4.5
         "relative_paths": True,
     }
-    known = bpy.ops.wm.usd_export.get_rna_type().properties
-    bpy.ops.wm.usd_export(**{name: value for name, value in settings.items() if name in known})
+    known = EXPORTERS[".usdc"].get_rna_type().properties
+    EXPORTERS[".usdc"](**{name: value for name, value in settings.items() if name in known})
 
 
 def _sentence(error: Exception) -> str:
@@ -151,3 +163,4 @@ def _most_influences(written: WrittenRig) -> int:
 
 
 FORMATS = {".blend": _write_blend, ".glb": _write_glb, ".fbx": _write_fbx, ".usdc": _write_usd}
+EXPORTERS = {".glb": bpy.ops.export_scene.gltf, ".fbx": bpy.ops.export_scene.fbx, ".usdc": bpy.ops.wm.usd_export}

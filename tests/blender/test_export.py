@@ -179,6 +179,16 @@ def test_cache_files_are_saved_by_relative_path(rig, source, written, tmp_path):
 # --- what is refused ---------------------------------------------------------------------------------------------
 
 
+def test_a_missing_exporter_is_named(written, source, tmp_path):
+    bpy.ops.preferences.addon_disable(module="io_scene_gltf2")
+    try:
+        with pytest.raises(SprigError, match=r"no exporter for \.glb"):
+            export(tmp_path / "out.glb", bpy.context, written, sources=[source])
+    finally:
+        bpy.ops.preferences.addon_enable(module="io_scene_gltf2")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_unknown_suffix_is_refused(written, source, tmp_path):
     with pytest.raises(SprigError, match=r"out\.obj .* \.blend, \.glb, \.fbx, \.usdc"):
         export(tmp_path / "out.obj", bpy.context, written, sources=[source])
