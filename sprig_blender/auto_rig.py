@@ -1,7 +1,7 @@
 """The button's work from selection to result: read frames, solve beside the window, write in one go.
 
 Nothing is written before everything else has succeeded, and what was selected is looked up again and compared before
-it is touched: the user works on while the solver runs, and may rename, edit or delete whatever he likes.
+it is touched: the user works on while the solver runs, and may rename, edit or delete whatever they like.
 """
 
 from __future__ import annotations
@@ -120,10 +120,12 @@ def steps(context, cancel: threading.Event, patience: float) -> Steps:
     rig = job.result()
 
     yield Step(SOLVED, "Writing the armature")
+    solved = time.perf_counter()
     while context.mode != "OBJECT" or context.scene.session_uid != scene_uid:
         if cancel.is_set():
             raise Cancelled
         yield Step(SOLVED, f"Ready; waiting for Object Mode in {_scene_name(scene_uid)}")
+    started += time.perf_counter() - solved  # waiting for the user is not our time
     if cancel.is_set():
         raise Cancelled
     sources = [identity.find(context) for identity in identities]

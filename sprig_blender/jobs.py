@@ -197,9 +197,7 @@ class LongOperator:
             self.report({"INFO"}, f"{self.title} cancelled; nothing was changed.")
         except SprigError as error:
             self.report({"ERROR"}, problems.expected(error))
-        except (
-            Exception
-        ) as error:  # a bug: the user gets a sentence and *Copy Report*, the console and the log the rest
+        except Exception as error:  # a bug of ours: a sentence for the user, the rest into console, log and report
             self.report({"ERROR"}, problems.unexpected(self.title, error))
         return {"CANCELLED"}
 
