@@ -120,8 +120,7 @@ def _look_up(name: str, oldest: tuple[int, int]) -> Library:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return Library(name, State.BROKEN, "its version is unknown, so the installation is incomplete")
-    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
-    if numbers < oldest:
+    if _numbers(version) < oldest:
         return Library(name, State.BROKEN, f"{version} is too old, {'.'.join(map(str, oldest))} or later is needed")
     return Library(name, State.READY, version)
 
@@ -242,7 +241,7 @@ def _refuse_without_build(wheels) -> None:
 
 def _install_into(target: Path, wheel_folder: Path | None, progress: Callable, wheels) -> None:
     """Let pip unpack the pinned wheels into an empty folder, with as much progress as this pip can report."""
-    pip = _find_pip()
+    pip, pip_version = _find_pip()
     with tempfile.TemporaryDirectory(prefix="sprig-install-") as scratch:
         requirements = Path(scratch) / "requirements.txt"
         requirements.write_text(_requirements(wheels, hashed=wheel_folder is None), encoding="utf-8")
@@ -255,7 +254,7 @@ def _install_into(target: Path, wheel_folder: Path | None, progress: Callable, w
         else:
             # Only from there: whatever pip's own settings add is left out (PIP_CONFIG_FILE below does the files).
             command += ["--isolated", "--no-index", "--find-links", str(wheel_folder)]
-        command += ["--progress-bar", "raw" if _pip_version(pip) >= RAW_PROGRESS_PIP else "off"]
+        command += ["--progress-bar", "raw" if pip_version >= RAW_PROGRESS_PIP else "off"]
         more = {"PIP_CONFIG_FILE": os.devnull} if wheel_folder else {}
         status, output = _run(command, _PipProgress(wheels, progress), more)
     if status:
@@ -278,27 +277,22 @@ def _requirements(wheels, hashed: bool) -> str:
     return "".join(lines)
 
 
-def _find_pip() -> list[str]:
-    """How to start pip in Blender's Python: the module, or the wheel that ensurepip carries (nothing is installed)."""
+def _find_pip() -> tuple[list[str], tuple[int, ...]]:
+    """How to start pip in Blender's Python, and its version: the module, or the wheel that ensurepip carries."""
     if importlib.util.find_spec("pip"):
-        return ["-m", "pip"]
+        return ["-m", "pip"], _numbers(importlib.metadata.version("pip"))
     spec = importlib.util.find_spec("ensurepip")
     bundled = sorted(Path(spec.origin).parent.glob("_bundled/pip-*.whl")) if spec else []
     if not bundled:
         raise SprigError(
             "This Blender's Python has no pip; install pip for it, or name a folder with torch in the preferences."
         )
-    return [str(bundled[-1] / "pip")]
+    return [str(bundled[-1] / "pip")], _numbers(bundled[-1].name)  # runs from the wheel; nothing is installed
 
 
-def _pip_version(pip: list[str]) -> tuple[int, ...]:
-    _status, output = _run([sys.executable, "-I", *pip, "--version"], no_progress_line)
-    found = re.search(r"pip (\d+)\.(\d+)", output)
-    return tuple(map(int, found.groups())) if found else (0, 0)
-
-
-def no_progress_line(_line: str) -> None:
-    """For children that are done in a moment."""
+def _numbers(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version: (2, 13) of 2.13.0+cpu."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 class _PipProgress:

@@ -112,6 +112,18 @@ def test_installing_and_removing(extension, all_wheels):
     assert sys.path == before and list(folder.parent.iterdir()) == []
 
 
+def test_removal_is_finished_at_the_next_start(extension):
+    """Where a library is in use (Windows), its folder is only marked, and goes when the add-on is enabled again."""
+    dependencies = importlib.import_module(f"{extension.__name__}.sprig_blender.dependencies")
+    folder = dependencies.own_folder()
+    folder.mkdir(parents=True)
+    folder.with_suffix(".remove").touch()
+    assert not dependencies.is_installed()
+    bpy.ops.preferences.addon_disable(module=extension.__name__)
+    bpy.ops.preferences.addon_enable(module=extension.__name__)
+    assert list(folder.parent.iterdir()) == [] and str(folder) not in sys.path
+
+
 def test_refused_installations(extension, tmp_path, all_wheels):
     with pytest.raises(RuntimeError, match=r"There is no folder .*missing; choose the one that holds the wheels"):
         bpy.ops.sprig.install_backend(wheel_folder=str(tmp_path / "missing"))

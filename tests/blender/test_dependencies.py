@@ -60,8 +60,7 @@ def test_installs_from_a_folder_of_wheels(tmp_path, wheels, clean_path, monkeypa
 STAGES = ("Preparing", "Looking for the libraries", "Fetching", "Unpacking the libraries", "Trying the libraries")
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("had_one", [False, True], ids=["first", "again"])
+@pytest.mark.parametrize(("stage", "had_one"), [*((stage, False) for stage in STAGES), (STAGES[-1], True)])
 def test_cancelled_installation_leaves_nothing(tmp_path, wheels, stage, had_one):
     source, pins = wheels
     folder = tmp_path / "user" / "py-cpu"
@@ -110,6 +109,28 @@ def test_downloads_are_checked_against_the_hashes(tmp_path, wheels, monkeypatch)
     with pytest.raises(SprigError, match="could not be installed from the network"):
         dependencies.install(folder, wheels=pins)
     assert (folder / "sprigtinyone.py").read_text() == "answer = 42\n"
+
+
+def test_library_that_is_there_but_does_not_load(tmp_path, monkeypatch):
+    """What Windows does with a missing DLL: found and of the right version, but importing it fails."""
+    (tmp_path / "torch.py").write_text("raise OSError('[WinError 1114] c10.dll did not initialise')")
+    info = tmp_path / "torch-2.13.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.13.0\n")
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    dependencies.look_again()
+    try:
+        assert dependencies.ready()
+        with pytest.raises(
+            SprigError, match=r"torch does not work here: \[WinError 1114\] .*; install the libraries in"
+        ):
+            dependencies.load()
+        assert [library.state for library in dependencies.libraries()] == [State.READY, State.BROKEN, State.READY]
+    finally:
+        monkeypatch.undo()
+        dependencies.use_folder(None)
+    assert dependencies.ready()
 
 
 def test_machine_without_a_tested_build(tmp_path, wheels):
