@@ -88,6 +88,19 @@ def test_exchange_formats_replay_after_import(rig, source, written, tmp_path, su
     assert replay_error(sequence, round(first) - int(rig.frame_numbers[0])) < REPLAY_TOLERANCE
 
 
+@pytest.mark.parametrize("suffix", [".glb", ".fbx", ".usdc"])
+def test_corrective_keys_travel_along(rig, source, tmp_path, suffix):
+    sequence = replay(rig)
+    sequence.vertices[...] += np.random.default_rng(2).normal(size=sequence.vertices.shape).astype(np.float32) * 0.02
+    ids = np.zeros(len(rig.rest_vertices), int)
+    written = write_armature(bpy.context, rig, [source], ids, corrective=sequence)
+    export(tmp_path / f"out{suffix}", bpy.context, written, sources=[source])
+    import_again(tmp_path / f"out{suffix}")
+    (armature,) = [thing for thing in bpy.context.scene.objects if thing.type == "ARMATURE"]
+    first = armature.animation_data.action.frame_range[0]
+    assert replay_error(sequence, round(first) - int(rig.frame_numbers[0])) < REPLAY_TOLERANCE
+
+
 @pytest.mark.parametrize("suffix", [".glb", ".fbx"])
 def test_only_our_result_is_exported(rig, source, written, tmp_path, suffix):
     other = source_of(rig, tube()[1], "Other")
