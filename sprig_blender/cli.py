@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # numpy and torch wait until the arguments have been found go
     from ..backend.sequence import MeshSequence
 
 SUCCESS, BUG, BAD_INPUT, CANCELLED = 0, 1, 2, 130
+CANCEL_SENTENCE = "cancelled; nothing was written"
 SCENE_SUFFIXES = (".fbx", ".glb", ".gltf", ".usd", ".usda", ".usdc", ".dae", ".blend")  # read through Blender
 OUT_SUFFIXES = (".blend", ".glb", ".fbx", ".usdc", ".npz")
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "elephant_walk.abc"
@@ -74,7 +75,7 @@ def main(argv=None) -> int:
         try:
             status = _run(sys.argv[1:] if argv is None else list(argv), interrupts)
         except (KeyboardInterrupt, Cancelled):
-            status = _fail("cancelled; nothing was written", CANCELLED)
+            status = _fail(CANCEL_SENTENCE, CANCELLED)
     if argv is None and "bpy" in sys.modules:
         _leave(status)
     return status
@@ -109,8 +110,11 @@ def _run(arguments: list[str], interrupts: Interrupts) -> int:
         return SUCCESS
     status, sentence, details = failure
     if status == BUG:
-        log = _write_log(f"arguments: {arguments}\n{details}\nprinted during the run:\n{console.printed}")
-        sentence = f"{sentence}; {log} has the details, please report it"
+        try:
+            log = _write_log(f"arguments: {arguments}\n{details}\nprinted during the run:\n{console.printed}")
+            sentence = f"{sentence}; {log} has the details, please report it"
+        except OSError as error:
+            sentence = f"{sentence}; its details could not be logged ({error.strerror}), free some space and try again"
     return _fail(sentence, status)
 
 
@@ -124,7 +128,7 @@ def _attempt(options, console: Console) -> tuple[int, str, str] | None:
         return None
     except BaseException as error:
         if console.interrupts.happened or isinstance(error, KeyboardInterrupt | Cancelled):
-            raise Cancelled from None  # whatever an interrupted library made of the interrupt
+            return CANCELLED, CANCEL_SENTENCE, ""  # whatever an interrupted library made of the interrupt
         if isinstance(error, SprigError):
             return BAD_INPUT, str(error), ""
         if isinstance(error, MemoryError):
@@ -433,6 +437,9 @@ def _rig_and_write(options, outputs: list[Path], console: Console) -> dict:
         from ..backend.pipeline import rig_sequence
         from ..backend.report import peak_memory_mb, rig_report, write_report
 
+        # On a busy machine OpenMP's threads, spinning while they wait for each other, made the demo ten times slower.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        importlib.import_module("torch")  # the pipeline's own import comes later, but is no part of the run's memory
         imports = peak_memory_mb()
         started = time.perf_counter()
         if only_blender_reads:
@@ -461,7 +468,7 @@ def _rig_and_write(options, outputs: list[Path], console: Console) -> dict:
             source=str(options.input),
             object_names=sequence.object_names,
             influences=options.influences,
-            seconds={"read": read, "write": time.perf_counter() - started},
+            seconds={"read": read, **rig.seconds, "write": time.perf_counter() - started},
             warnings=sequence.warnings,
             peak_memory=None if imports is None else peak_memory_mb() - imports,
         )

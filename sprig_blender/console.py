@@ -37,16 +37,17 @@ class Interrupts:
 
     def __init__(self):
         self.happened = False
-        self._previous = None
+        # Python delivers signals to the main thread only, and only there handlers can be set.
+        self._listens = threading.current_thread() is threading.main_thread()
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread():  # the only one that Python delivers signals to
+        if self._listens:
             self._previous = signal.signal(signal.SIGINT, self._interrupt)
         return self
 
     def __exit__(self, *exception):
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        if self._listens:  # inside Blender the previous handler is C's own, which Python knows as None
+            signal.signal(signal.SIGINT, signal.SIG_DFL if self._previous is None else self._previous)
 
     def _interrupt(self, number, frame):
         if not self.happened:
@@ -61,7 +62,7 @@ class Interrupts:
     def ignore_from_now_on(self):
         """The results are about to appear under their names: too late to cancel."""
         self.check()
-        if self._previous is not None:
+        if self._listens:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
