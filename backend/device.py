@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import os
+
 from .errors import SprigError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def load_torch():
+    """Import torch, the slow part of the first run, with the settings that it reads when it is loaded."""
+    # Idle OpenMP threads must sleep: spinning, they made the solver ten times slower on a machine that is busy.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
+
+    return torch
 
 
 def resolve_device(name: str, *, double_precision: bool = False) -> str:
@@ -12,8 +23,7 @@ def resolve_device(name: str, *, double_precision: bool = False) -> str:
 
     Raises SprigError for an unknown name or a device that this machine or this build of torch does not have.
     """
-    import torch
-
+    torch = load_torch()
     if name not in DEVICES:
         raise SprigError(f"There is no device {name!r}; choose one of {', '.join(DEVICES)}.")
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

@@ -3,3 +3,4 @@
 import os
 
 THREADS = os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the product sets it: a busy machine slows both sides alike

@@ -433,13 +433,12 @@ def _rig_and_write(options, outputs: list[Path], console: Console) -> dict:
         pending = {path: files.add(path) for path in (*outputs, *extra.values())}
         console.progress(0.0, "Starting")
         headless = _headless() if only_blender_reads or wants_scene else None
+        from ..backend.device import load_torch
         from ..backend.formats.npz import write_rig
         from ..backend.pipeline import rig_sequence
         from ..backend.report import peak_memory_mb, rig_report, write_report
 
-        # On a busy machine OpenMP's threads, spinning while they wait for each other, made the demo ten times slower.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        importlib.import_module("torch")  # the pipeline's own import comes later, but is no part of the run's memory
+        load_torch()  # the pipeline's own import comes later, but is no part of the run's memory
         imports = peak_memory_mb()
         started = time.perf_counter()
         if only_blender_reads:

@@ -31,6 +31,7 @@ from pathlib import Path
 
 import bpy
 
+from ..backend.device import load_torch
 from ..backend.errors import SprigError, no_progress
 from .pinned_wheels import PINNED, Wheel, this_machine
 
@@ -96,7 +97,7 @@ def load() -> None:
     if not ready():
         raise SprigError(f"{what_to_do()}.")
     try:
-        importlib.import_module("torch")
+        load_torch()
     except (ImportError, OSError) as error:  # a missing DLL or shared library is an OSError
         _will_not_load["torch"] = _first_line(str(error))
         look_again()
