@@ -73,7 +73,7 @@ def measure(vertices: int, frames: int, joints: int) -> dict[str, float]:
             path = Path(folder) / f"rig{suffix}"
             rows[f"save {suffix}"] = seconds(lambda path=path: export(path, bpy.context, written, sources=sources), 3)
         picture = Path(folder) / "preview.png"
-        rows["draw the preview"] = seconds(lambda: render_preview(picture, bpy.context, written, rig, sequence), 3)
+        rows["draw the preview"] = seconds(lambda: render_preview(picture, rig, sequence), 3)
     return rows
 
 

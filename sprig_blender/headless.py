@@ -149,4 +149,4 @@ class RiggedScene:
 
     def render(self, path) -> None:
         """Write the preview picture."""
-        render_preview(path, bpy.context, self.written, self.rig, self.sequence)
+        render_preview(path, self.rig, self.sequence)

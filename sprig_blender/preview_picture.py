@@ -4,8 +4,8 @@ The sheet is a flat scene of its own, one unit per pixel: every character is tur
 moved into its panel in numpy, so one orthographic camera sees them all and neither size nor place in the world matters.
 Along the view nothing is lost in an orthographic picture, so the skeleton simply lies in front of its mesh.
 
-Workbench draws it (half a second). Where a background process has no OpenGL, Blender would abort, so a child process
-tries first, and Cycles draws instead.
+Workbench draws it, in seconds even in software. Where a background process has no OpenGL, Blender would abort, so a
+child process tries first, and Cycles draws instead.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ BONE, JOINT = "#F7F4EA", "#FFB547"
 HEAT = ("#2A1E5C", "#6A1F7B", "#A92B70", "#DE4968", "#F8765C", "#FEBB81", "#FCFDBF")
 FEWEST_POSES, MOST_POSES = 2, 5
 TURN, TILT = np.radians(35), np.radians(14)  # of the three-quarter view: to the side, and from above
-BACK, FRONT = -3000.0, 3000.0  # depths of the background and of the skeletons; a character is at most HEIGHT deep or so
+BACK, FRONT = -2e4, 2e4  # depths of the background and of the skeletons; a character seen end-on is less deep
 KEY = np.array([-0.45, 0.60, 0.66])  # direction of the key light in the picture: from the upper left, in front
 CREASE = np.radians(50)  # sharper edges are shaded as edges
 CHROMA = 0.13  # of the joints' colours: strong, and inside sRGB for nearly all hues
 SHORTEST_SCALE = 1e-3  # per cent; below this the heat map would show float32 rounding in glowing colours
-MAX_FRAMES_COMPARED = 200  # when the poses to show are chosen
+MAX_FRAMES_COMPARED, VERTICES_COMPARED = 200, 500  # when the poses to show are chosen
 MATERIAL = "SPRig preview"
 OCTAHEDRON = np.array([[1, 0, 2], [2, 0, 3], [3, 0, 4], [4, 0, 1], [5, 1, 2], [5, 2, 3], [5, 3, 4], [5, 4, 1]])
 PROBE_SECONDS = 60
@@ -57,8 +57,8 @@ bpy.ops.render.render()
 """
 
 
-def render_preview(path, context, written, rig, sequence):
-    """Draw the sheet for `rig`, which was made from `sequence`, as a PNG. The scene is the same afterwards.
+def render_preview(path, rig, sequence):
+    """Draw the sheet for `rig`, which was made from `sequence`, as a PNG. The user's scene is not touched.
 
     SprigError when the picture cannot be written.
     """
@@ -142,7 +142,7 @@ def _lay_out(sheet, rig, sequence):
     draw([anchor], [large], [weights], [f"Rest pose (frame {number[anchor]}), skeleton and skin weights"], bones=True)
     size = np.ptp(shape_of(anchor), axis=0)
     fitting = round(upper.width / upper.height * size[1] / max(size[0], 1e-30))
-    poses = _telling_frames(shape_of, len(rig.motion), min(max(fitting, FEWEST_POSES), MOST_POSES))
+    poses = _telling_frames(rig, min(max(fitting, FEWEST_POSES), MOST_POSES))
     draw(poses, upper.columns(len(poses)), [weights] * len(poses), [f"Frame {number[f]}" for f in poses], bones=True)
 
     limit = _round_up(max(np.percentile(np.concatenate([per_vertex, worst_errors]), 99), SHORTEST_SCALE))
@@ -193,12 +193,12 @@ def _scale_to_fit(shape, box: _Box) -> float:
     return float(min(box.width / extent[0], box.height / extent[1]))
 
 
-def _telling_frames(shape_of, count: int, wanted: int) -> list[int]:
+def _telling_frames(rig, wanted: int) -> list[int]:
     """The frames whose poses differ most: each next one is farthest from those taken, wherever the character stands."""
-    step = max(1, count // MAX_FRAMES_COMPARED)
-    candidates = list(range(0, count, step))
-    some = slice(None, None, max(1, len(shape_of(0)) // 500))
-    poses = np.stack([shape_of(f)[some] for f in candidates])
+    candidates = list(range(0, len(rig.motion), max(1, len(rig.motion) // MAX_FRAMES_COMPARED)))
+    some = slice(None, None, max(1, len(rig.weights) // VERTICES_COMPARED))
+    rest, weights = rig.rest_vertices[some], rig.weights[some]
+    poses = np.stack([linear_blend_skinning(rest, weights, rig.motion[f]) for f in candidates])
     poses = (poses - poses.mean(axis=1, keepdims=True)).reshape(len(candidates), -1)
     chosen = [int(np.linalg.norm(poses - poses.mean(axis=0), axis=1).argmax())]
     nearest = np.linalg.norm(poses - poses[chosen[0]], axis=1)
@@ -221,8 +221,9 @@ def _errors(rig, sequence) -> tuple[np.ndarray, np.ndarray]:
     """Error per vertex (V,), RMS over the frames and in the worst frame, per cent of the anchor frame's diagonal."""
     diagonal = np.linalg.norm(np.ptp(sequence.vertices[rig.anchor].astype(np.float64), axis=0))
     squares = np.zeros(sequence.vertex_count)
+    weights, offset = rig.weights.astype(np.float64), rig.origin - sequence.origin
     for f in range(sequence.frame_count):
-        shape = linear_blend_skinning(rig.rest_vertices, rig.weights, rig.motion[f]) + (rig.origin - sequence.origin)
+        shape = linear_blend_skinning(rig.rest_vertices, weights, rig.motion[f]) + offset
         error = ((shape - sequence.vertices[f]) ** 2).sum(axis=1)
         squares += error
         if f == rig.worst_frame:

@@ -11,17 +11,16 @@ import pytest
 from sprig.backend.errors import SprigError
 from sprig.sprig_blender import preview_picture
 from sprig.sprig_blender.preview_picture import HEIGHT, WIDTH, render_preview
-from sprig.sprig_blender.write_armature import write_armature
 
-from .rigs import random_rig, replay, source_of, tube
+from .rigs import mesh_object, random_rig, replay, tube
 
 
 def draw(path, *, size=1.0, origin=(0, 0, 0)):
     vertices, faces = tube()
     rig = random_rig(np.random.default_rng(1), vertices, faces, size=size, origin=origin, frames=6)
-    written = write_armature(bpy.context, rig, [source_of(rig, faces)], np.zeros(len(vertices), int))
+    mesh_object(vertices, faces)
     before = set(bpy.data.user_map()), bpy.context.scene.frame_current
-    render_preview(path, bpy.context, written, rig, replay(rig))
+    render_preview(path, rig, replay(rig))
     assert (set(bpy.data.user_map()), bpy.context.scene.frame_current) == before
 
 
