@@ -32,7 +32,7 @@ BACKGROUND, FLOOR, INK, QUIET = "#15171C", "#2A2E37", "#F2F3F5", "#A3A9B4"
 BONE, JOINT = "#F7F4EA", "#FFB547"
 # Dark violet over red to pale yellow: lightness rises evenly, so the picture also reads in grey.
 HEAT = ("#2A1E5C", "#6A1F7B", "#A92B70", "#DE4968", "#F8765C", "#FEBB81", "#FCFDBF")
-FEWEST_POSES, MOST_POSES = 2, 5
+FEWEST_POSES, MOST_POSES = 3, 5
 TURN, TILT = np.radians(35), np.radians(14)  # of the three-quarter view: to the side, and from above
 BACK, FRONT = -2e4, 2e4  # depths of the background and of the skeletons; a character seen end-on is less deep
 KEY = np.array([-0.45, 0.60, 0.66])  # direction of the key light in the picture: from the upper left, in front
