@@ -25,7 +25,7 @@ from sprig.backend.pipeline import RigOptions, rig_sequence
 from sprig.backend.sequence import MeshSequence
 from sprig.backend.surface import prepare
 
-FREE_ITERATIONS = 60  # until little changes, as for Dem Bones, whose iterations are eight solves each
+FREE_ITERATIONS = 120  # until little changes, as for Dem Bones, whose iterations are eight solves each
 COLUMNS = ("default", "tuned", "default, anchor", "tuned, anchor", "ours free", "ours")
 
 

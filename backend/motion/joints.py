@@ -7,13 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
+from scipy.spatial import cKDTree
 
 from .problem import bone_errors
 
 PAIR_PRIOR = 1e-2  # pull to the shared-weight centroid, in largest eigenvalues of the joint's own evidence
 MISFIT_FLOOR = 1e-8  # squared diagonals: below a misfit of 1e-4 of the diagonal the shared weight alone decides
 SHARED_FLOOR = 1e-9
-BRIDGE_FACTOR = 10.0  # joining parts that share no vertex costs this much more than the dearest joint that does
+LEAST_SHARED = 0.05  # bones that share less of a vertex than this do not meet in the skin
+GAP_COST = 0.1  # a gap between two parts counts like a tenth of it in misfit
+CONTACT_POINTS = 300  # vertices of a part that are looked at for where it comes nearest to another
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +41,12 @@ def connect_bones(problem, M, W, u) -> Tree:
     own = weights**2
     centroids = (own.T @ rest) / np.maximum(own.sum(0), 1e-12)[:, None]
     a, b = np.triu_indices(bones, 1)
-    linked = shared[a, b] > 1e-6
+    linked = shared[a, b] > LEAST_SHARED
     a, b = a[linked], b[linked]
     prior = _shared_centroids(weights, rest, a, b)
     joint, misfit = fit_joints(gram, a, b, prior)
     cost = (misfit / frames + MISFIT_FLOOR) / (shared[a, b] + SHARED_FLOOR)
-    a, b, cost, joint, prior = _bridge(bones, a, b, cost, joint, prior, centroids, gram)
+    a, b, cost, joint, prior = _bridge(a, b, cost, joint, prior, weights, rest, gram, frames)
     graph = sp.coo_matrix((cost, (a, b)), (bones, bones)).tocsr()
     chosen = minimum_spanning_tree(graph).tocoo()
     position = {(int(i), int(j)): k for k, (i, j) in enumerate(zip(a, b, strict=True))}
@@ -85,23 +88,37 @@ def _shared_centroids(weights, rest, a, b):
     return out
 
 
-def _bridge(bones, a, b, cost, joint, prior, centroids, gram):
-    """Join components that share no vertex by their nearest bone centroids until one tree is possible."""
-    while True:
-        graph = sp.coo_matrix((np.ones(len(a)), (a, b)), (bones, bones))
-        count, label = connected_components(graph, directed=False)
-        if count == 1:
-            return a, b, cost, joint, prior
-        distance = np.linalg.norm(centroids[:, None] - centroids[None], axis=-1)
-        distance[label[:, None] == label[None]] = np.inf
-        distance[label != 0] = np.inf
-        i, j = sorted(np.unravel_index(distance.argmin(), distance.shape))
-        new_a, new_b = np.array([i]), np.array([j])
-        middle = (centroids[new_a] + centroids[new_b]) / 2
-        new_joint, _ = fit_joints(gram, new_a, new_b, middle)
-        a, b = np.r_[a, new_a], np.r_[b, new_b]
-        cost = np.r_[cost, BRIDGE_FACTOR * (cost.max() if len(cost) else 1.0)]
-        joint, prior = np.r_[joint, new_joint], np.r_[prior, middle]
+def _bridge(a, b, cost, joint, prior, weights, rest, gram, frames):
+    """Candidate joints between parts that share no vertex, so that one tree is possible: where the parts come nearest.
+
+    They cost more than any joint inside a component; among them, motion that fits a joint there and a small gap count.
+    """
+    bones = weights.shape[1]
+    count, label = connected_components(sp.coo_matrix((np.ones(len(a)), (a, b)), (bones, bones)), directed=False)
+    if count == 1:
+        return a, b, cost, joint, prior
+    i, j = np.triu_indices(bones, 1)
+    apart = label[i] != label[j]
+    i, j = i[apart], j[apart]
+    owner = weights.argmax(1)
+    points = [_some_points(rest, np.flatnonzero(owner == k), weights[:, k]) for k in range(bones)]
+    trees = [cKDTree(p) for p in points]
+    gap, contact = np.empty(len(i)), np.empty((len(i), 3))
+    for k, (first, second) in enumerate(zip(i, j, strict=True)):
+        distance, nearest = trees[second].query(points[first])
+        best = distance.argmin()
+        gap[k], contact[k] = distance[best], (points[first][best] + points[second][nearest[best]]) / 2
+    fitted, misfit = fit_joints(gram, i, j, contact)
+    dearest = cost.max() if len(cost) else 0.0
+    new_cost = dearest + np.sqrt(misfit / frames) + GAP_COST * gap + SHARED_FLOOR
+    return np.r_[a, i], np.r_[b, j], np.r_[cost, new_cost], np.r_[joint, fitted], np.r_[prior, contact]
+
+
+def _some_points(rest, owned, weight):
+    """At most CONTACT_POINTS of a bone's own vertices, evenly through their list; else the one it moves most."""
+    if len(owned) == 0:
+        return rest[weight.argmax()][None]
+    return rest[owned[np.linspace(0, len(owned) - 1, min(len(owned), CONTACT_POINTS)).astype(int)]]
 
 
 def _mass_centroid(neighbours, mass) -> int:
