@@ -20,7 +20,6 @@ from clips import REFERENCE, load_reference
 from peer import DEFAULT, TUNED, dem_bones, rmse_percent, weld_and_bridge
 from sprig.backend import metrics
 from sprig.backend.formats.npz import write_rig
-from sprig.backend.motion.solver import solve_motion
 from sprig.backend.pipeline import RigOptions, rig_sequence
 from sprig.backend.sequence import MeshSequence
 from sprig.backend.surface import prepare
@@ -42,6 +41,8 @@ def peer_errors(sequence: MeshSequence, bones: int, anchor: int) -> list[tuple[f
 
 def free_error(sequence: MeshSequence, bones: int, anchor: int) -> tuple[float, int]:
     """RMSE % and number of our free bones with rest-shape correction: the solver without its hierarchy."""
+    from sprig.backend.motion.solver import solve_motion  # after the pipeline has loaded torch with its settings
+
     prepared = prepare(sequence)
     graph = np.concatenate([prepared.edges, prepared.bridges])
     fit = solve_motion(prepared.trajectories, graph, anchor, joints=bones, hierarchy=False, iterations=FREE_ITERATIONS)

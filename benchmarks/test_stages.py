@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from sprig.backend.anchor import anchor_frame
+from sprig.backend.device import load_torch
 from sprig.backend.formats import read_sequence_file
 from sprig.backend.formats.npz import write_rig
-from sprig.backend.motion.solver import solve_motion
 from sprig.backend.pipeline import RigOptions, rig_sequence
 from sprig.backend.surface import prepare, surface_areas
 
@@ -65,6 +65,9 @@ def test_anchor(benchmark, sequence):
 @pytest.mark.benchmark(group="motion")
 @pytest.mark.parametrize("hierarchy", [False, True], ids=["free", "hierarchy"])
 def test_motion(benchmark, sequence, size, hierarchy):
+    load_torch()
+    from sprig.backend.motion.solver import solve_motion
+
     prepared = prepare(sequence)
     graph = np.concatenate([prepared.edges, prepared.bridges])
     options = {"joints": JOINTS[size], "hierarchy": hierarchy}
