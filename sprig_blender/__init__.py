@@ -27,7 +27,7 @@ def register(package: str):
         undo.callback(panel.unregister)
         dependencies.register(package)
         undo.callback(dependencies.unregister)
-        dependencies.use_folder(preferences.library_folder(bpy.context))
+        dependencies.use_folder(preferences.libraries_folder(bpy.context))
         command = bpy.utils.register_cli_command("sprig", _run_command)
         undo.callback(bpy.utils.unregister_cli_command, command)
         undo.callback(problems.forget)

@@ -121,7 +121,6 @@ class LongOperator:
 
         cancel: raise Cancelled soon after it is set; patience: seconds a step may wait for a worker thread.
         """
-        raise NotImplementedError
 
     # -- synchronous: scripts, background mode, Repeat Last ------------------------------------------------------------
     def execute(self, context):

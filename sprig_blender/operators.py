@@ -58,7 +58,7 @@ class _Install(LongOperator):
             while job.wait(patience):
                 yield Step(job.fraction, job.text)
         job.result()
-        dependencies.use_folder(preferences.library_folder(context))
+        dependencies.use_folder(preferences.libraries_folder(context))
         versions = ", ".join(f"{library.name} {library.detail}" for library in dependencies.libraries())
         return f"Installed; SPRig uses {versions}"
 
@@ -137,7 +137,7 @@ class SPRIG_OT_uninstall_backend(Operator):
 
     def execute(self, context):
         gone = dependencies.uninstall()
-        dependencies.use_folder(preferences.library_folder(context))
+        dependencies.use_folder(preferences.libraries_folder(context))
         self.report({"INFO"}, "Libraries removed" if gone else "The libraries are in use and go when Blender restarts")
         return {"FINISHED"}
 

@@ -8,7 +8,7 @@ from . import dependencies, drawing, jobs
 
 
 def _folder_changed(preferences, _context) -> None:
-    dependencies.use_folder(bpy.path.abspath(preferences.library_folder))
+    dependencies.use_folder(bpy.path.abspath(preferences.libraries_folder))
 
 
 class SPRigPreferences(AddonPreferences):
@@ -29,7 +29,7 @@ class SPRigPreferences(AddonPreferences):
         ),
         default="auto",
     )
-    library_folder: StringProperty(
+    libraries_folder: StringProperty(
         name="Existing Folder",
         description="A folder that already holds torch and scipy for this Blender's Python, such as a site-packages "
         "folder; used instead of an installation by SPRig",
@@ -45,7 +45,7 @@ class SPRigPreferences(AddonPreferences):
         layout.separator()
         column = layout.column()
         column.use_property_split = True
-        column.prop(self, "library_folder")
+        column.prop(self, "libraries_folder")
         column.prop(self, "device")
 
 
@@ -61,10 +61,10 @@ def device(context) -> str:
     return preferences.device if preferences else "auto"
 
 
-def library_folder(context) -> str:
+def libraries_folder(context) -> str:
     """The user's own folder of libraries, empty for none."""
     preferences = of_this_addon(context)
-    return bpy.path.abspath(preferences.library_folder) if preferences else ""
+    return bpy.path.abspath(preferences.libraries_folder) if preferences else ""
 
 
 def register(package: str) -> None:

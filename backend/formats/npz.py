@@ -29,7 +29,7 @@ MAX_JOINTS = 10_000  # of a rig that is read: a whole crowd of characters
 MAX_NAME = 1000  # letters of a joint's name; Blender's own limit is 63 bytes
 MAX_RIG_VALUES = 1_000_000_000  # in one array of a rig: a million vertices with a thousand joints, 4 GB
 PARSER_ERRORS = (  # what zipfile, its decompressors and numpy's header parser raise on damaged bytes
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError, EOFError, NotImplementedError, RuntimeError,
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError, EOFError, RuntimeError,
     ValueError, TypeError, SyntaxError, OverflowError, MemoryError, LookupError,
 )  # fmt: skip
 RIG_KEYS = (

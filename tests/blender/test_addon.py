@@ -77,9 +77,9 @@ def test_the_preferences_belong_to_the_root_package(extension):
 def test_existing_folder_of_libraries(extension, tmp_path):
     preferences = bpy.context.preferences.addons[extension.__name__].preferences
     before = list(sys.path)
-    preferences.library_folder = str(tmp_path)
+    preferences.libraries_folder = str(tmp_path)
     assert sys.path == [*before, str(tmp_path)]
-    preferences.library_folder = ""
+    preferences.libraries_folder = ""
     assert sys.path == before
 
 
