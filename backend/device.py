@@ -11,8 +11,11 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 
 def load_torch():
     """Import torch, the slow part of the first run, with the settings that it reads when it is loaded."""
-    # Idle OpenMP threads must sleep: spinning, they made the solver ten times slower on a machine that is busy.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # The solver is a long chain of short tensor operations. Threads that sleep between them gain nothing from a second
+    # core, threads that spin (GNU's default is 300,000 turns) starve on a busy machine: they spin about as long as
+    # waking takes, then sleep.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # GNU OpenMP (Linux): turns
+    os.environ.setdefault("KMP_BLOCKTIME", "1")  # LLVM's and Intel's (macOS, Windows): milliseconds
     import torch
 
     return torch

@@ -108,13 +108,41 @@ def test_smoothing_is_the_implicit_step():
     torch.testing.assert_close(problem.smooth(P, W).sum(1), W.sum(1))
 
 
+def test_diverse_frames_hold_every_pose_of_a_sequence_that_repeats_them():
+    P, _, _ = small_problem(bones=4, frames=6)
+    again = torch.tensor([0, 0, 3, 1, 3, 3, 2, 5, 4, 4, 0])
+    repeated = problem.at_frames(P, again)
+    chosen, nearest = problem.diverse_frames(repeated, 48)
+    assert sorted(again[chosen].tolist()) == list(range(6))
+    torch.testing.assert_close(repeated.X[chosen][nearest], repeated.X)
+    fewer, _ = problem.diverse_frames(repeated, 3)
+    torch.testing.assert_close(fewer, chosen[:3])
+
+
+def test_some_frames_are_a_problem_of_their_own():
+    P, _, _ = small_problem(bones=4, frames=12)
+    some = problem.at_frames(P, torch.tensor([2, 7, 3]))
+    labels, M = parts.split_into_parts(some, 4)
+    W = torch.nn.functional.one_hot(labels, M.shape[1]).double()
+    posed = torch.einsum("fbij,vj,vb->fiv", M, problem.homogeneous(some.rest), W)
+    expected = float((posed - P.X[[2, 7, 3]]).square().sum(1).mean().sqrt())
+    assert problem.rmse(some, M, *problem.moments(some, W, some.rest)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("count, size", [(0, 4), (1, 4), (4, 4), (5, 4), (4124, 4096), (17, 1)])
+def test_slices_cover_everything_once(count, size):
+    pieces = problem.slices(count, size)
+    assert [i for piece in pieces for i in range(count)[piece]] == list(range(count))
+    assert all(piece.stop - piece.start <= size for piece in pieces)
+
+
 def test_weight_solve_never_raises_the_energy_and_keeps_to_the_influences():
     P, _, _ = small_problem(bones=5, frames=20)
     labels, M = parts.split_into_parts(P, 5)
     W = torch.nn.functional.one_hot(labels, M.shape[1]).double()
     before = problem.rmse(P, M, *problem.moments(P, W, P.rest))
     for influences in (1, 2, 4, 7):
-        new = weights.solve_weights(P, M, P.rest, W, influences, smoothness=0.0)
+        new = weights.solve_weights(P, problem.bone_errors(P, M, P.rest), P.rest, W, influences, smoothness=0.0)
         assert int((new > 0).sum(1).max()) <= influences
         torch.testing.assert_close(new.sum(1), torch.ones(P.vertices, dtype=torch.float64))
         assert problem.rmse(P, M, *problem.moments(P, new, P.rest)) <= before + 1e-9
@@ -124,7 +152,7 @@ def test_transform_sweeps_lower_the_energy():
     P, _, _ = small_problem(bones=4)
     labels, M = parts.split_into_parts(P, 4)
     W = torch.nn.functional.one_hot(labels, M.shape[1]).double()
-    W = weights.solve_weights(P, M, P.rest, W, 4)
+    W = weights.solve_weights(P, problem.bone_errors(P, M, P.rest), P.rest, W, 4)
     A, Q = problem.moments(P, W, P.rest)
     values = [float(problem.energy(M, A, Q))]
     for _ in range(4):
@@ -230,7 +258,7 @@ def test_a_long_sequence_in_chunks_gives_the_same_step(monkeypatch):
     pose = hierarchy.start_pose(M[:, order], tree.joints, tree.parents, priors)
     pull = hierarchy.joint_prior_strength(pose, A, priors, 1e-3)
     whole = hierarchy.refine_pose(pose, A, Q, steps=2, joints=pull, priors=priors)
-    monkeypatch.setattr(hierarchy, "FRAMES_AT_A_TIME", 1)
+    monkeypatch.setattr(hierarchy, "LARGEST", 1)
     pieces = hierarchy.refine_pose(pose, A, Q, steps=2, joints=pull, priors=priors)
     torch.testing.assert_close(whole.R, pieces.R, atol=1e-4, rtol=0)  # the steps are float32
     torch.testing.assert_close(whole.c, pieces.c, atol=1e-4, rtol=0)

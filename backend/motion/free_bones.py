@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from .problem import Problem, bone_errors, design, flat, homogeneous, moments, rmse
+from .problem import BoneErrors, Problem, bone_errors, design, flat, homogeneous, moments, rmse
 from .procrustes import rotation_from_covariance
 from .weights import solve_weights
 
@@ -60,19 +60,16 @@ def refit_transforms(M, A, Q, sweeps: int = SWEEPS):
     return m.reshape(frames, 3, bones, 4).transpose(1, 2).contiguous()
 
 
-def correct_rest_shape(problem: Problem, M, W, pull: float = REST_PULL):
+def correct_rest_shape(problem: Problem, errors: BoneErrors, W, pull: float = REST_PULL):
     """Rest shape (N,3) that explains all frames best, pulled to the anchor frame: one 3x3 solve per vertex."""
-    errors = bone_errors(problem, M, problem.rest)
     bones = W.shape[1]
-    size = min(8, bones)
+    size = int((W > 0).sum(1).max())
     w, index = W.topk(size, dim=1)
     pairs = errors.gram.reshape(bones * bones, 16)
     blended = torch.zeros((len(W), 16), dtype=W.dtype, device=W.device)
     for a in range(size):
         for b in range(size):
-            both = w[:, a] * w[:, b]
-            if bool((both > 0).any()):
-                blended += both[:, None] * pairs[index[:, a] * bones + index[:, b]]
+            blended += (w[:, a] * w[:, b])[:, None] * pairs.index_select(0, index[:, a] * bones + index[:, b])
     blended = blended.reshape(-1, 4, 4)
     right = (w[:, :, None] * errors.cross.gather(1, index[:, :, None].expand(-1, -1, 4))).sum(1)
     strength = pull * problem.frames
@@ -180,7 +177,8 @@ def _alternate(problem: Problem, state, influences, iterations, rest_correction,
         M = refit_transforms(M, *moments(problem, W, u))
         ahead = M if last is None else M + MOMENTUM * (M - last)
         last = M
-        W = solve_weights(problem, ahead, u, W, influences)
+        errors = bone_errors(problem, ahead, u)
+        W = solve_weights(problem, errors, u, W, influences)
         if rest_correction:
-            u = correct_rest_shape(problem, ahead, W)
+            u = correct_rest_shape(problem, errors, W)
     return M, W, u

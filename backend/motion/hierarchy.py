@@ -17,13 +17,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from .problem import energy, flat
+from .problem import energy, flat, slices
 from .procrustes import cross_matrix, rotation_exponential
 
 JOINT_REACH, JOINT_LIMIT = 0.1, 0.2  # diagonals from the prior: where the pull grows, where a joint stops
 JOINT_DAMPING_START, JOINT_DAMPING_LEAST, JOINT_DAMPING_MOST = 1e-2, 1e-4, 1e3
 HESSIAN = torch.float32  # steps need no more: gradients and energies, which decide where they end, are float64
-FRAMES_AT_A_TIME = 2**25  # doubles in the largest temporary: bounds memory for long sequences
+LARGEST = 2**19  # numbers in the largest temporary: a few frames at a time stay in the processor's cache
 DAMPING_START, DAMPING_LEAST, DAMPING_MOST = 1e-3, 1e-6, 1e3
 
 
@@ -64,6 +64,11 @@ def start_pose(M, joints, parents, priors) -> Pose:
     return Pose(
         R, c, s, tuple(int(p) for p in parents), torch.full((len(M),), DAMPING_START, dtype=M.dtype, device=M.device)
     )
+
+
+def at_poses(pose: Pose, frames) -> Pose:
+    """The same skeleton in the listed poses (K,), which may repeat."""
+    return replace(pose, R=pose.R[frames], s=pose.s[frames], damping=pose.damping[frames])
 
 
 def bone_matrices(pose: Pose) -> torch.Tensor:
@@ -179,9 +184,9 @@ def _frame_equations(pose: Pose, M, A, Q, subtree, mass, shifting) -> _Equations
     C = (ZA @ Z.mT).reshape(frames, bones, 3, bones, 3)  # sum_v y_k y_l^T
     arm = (ZA[..., 3::4] @ below.T).reshape(frames, bones, 3, bones)
     H = torch.empty((frames, g.shape[1], g.shape[1]), dtype=HESSIAN, device=M.device)
-    rotations = -C.permute(0, 1, 4, 3, 2)  # [y_k]x^T [y_l]x = (y_k . y_l) I - y_l y_k^T
+    rotations = H[:, :n, :n].unflatten(2, (bones, 3)).unflatten(1, (bones, 3))
+    torch.neg(C.permute(0, 1, 4, 3, 2), out=rotations)  # [y_k]x^T [y_l]x = (y_k . y_l) I - y_l y_k^T
     rotations.diagonal(dim1=2, dim2=4).add_(torch.diagonal(C, dim1=2, dim2=4).sum(-1)[..., None])
-    H[:, :n, :n] = rotations.reshape(frames, n, n)
     coupling = cross_matrix(arm[..., shifting].transpose(2, 3)).transpose(2, 3).reshape(frames, n, -1)
     H[:, :n, n:], H[:, n:, :n] = coupling, coupling.mT
     H[:, n:, n:] = torch.kron(mass[shifting][:, shifting], torch.eye(3, dtype=M.dtype, device=M.device))
@@ -198,58 +203,64 @@ def _normal_step(pose: Pose, M, A, Q, shifting, joints, priors):
     shifting = list(shifting)
     subtree = pose.subtree
     mass = subtree @ A[3::4, 3::4] @ subtree.T  # sum_v s_k s_l
-    damping = pose.damping
-    if joints is not None:
-        damping = damping.clamp_min(pose.joint_damping)
-        bend = _bend(pose)
-        schur = torch.diag(joints.repeat_interleave(3))
-        right = (joints[:, None] * (priors - pose.c)).reshape(-1)
-    solutions = []
-    chunk = max(1, FRAMES_AT_A_TIME // (3 * bones * 4 * bones))
-    for start in range(0, frames, chunk):
-        now = slice(start, start + chunk)
+    damping = pose.damping if joints is None else pose.damping.clamp_min(pose.joint_damping)
+    bend = None if joints is None else _bend(pose)
+
+    def factorise(now):
         equations = _frame_equations(pose, M[now], A, Q[now], subtree, mass, shifting)
         diagonal = equations.H.diagonal(dim1=1, dim2=2)
         diagonal += damping[now, None].to(HESSIAN) * diagonal + 1e-9
-        factor = torch.linalg.cholesky_ex(equations.H).L
-        if joints is None:
-            solutions.append(torch.cholesky_solve(equations.g[..., None], factor))
-            continue
+        return equations, torch.linalg.cholesky_ex(equations.H).L
+
+    def pose_step(now):
+        equations, factor = factorise(now)
+        return torch.cholesky_solve(equations.g[..., None], factor)[..., 0]
+
+    def eliminate(now):
+        equations, factor = factorise(now)
         sides = _joint_sides(equations.arm, mass[shifting].to(HESSIAN), bend[now].to(HESSIAN), equations.g)
-        solutions.append(torch.cholesky_solve(sides, factor))
-        to_joints = sides[..., :n].reshape(-1, n)
-        eliminated = to_joints.T @ solutions[-1].reshape(len(to_joints), -1)  # (n, n+1)
+        half = torch.linalg.solve_triangular(factor.mT, sides, upper=True, left=False)  # (f,3B+1,U), (L^-1 sides^T)^T
+        flattened = half.transpose(0, 1).flatten(1)
+        eliminated = flattened @ flattened[:n].T  # (3B+1,3B)
         rows = bend[now].permute(0, 2, 1, 3).reshape(-1, n)
         own = (rows.T @ rows) * mass.repeat_interleave(3, 0).repeat_interleave(3, 1)
-        schur += own - eliminated[:, :n]
-        schur.diagonal().add_(pose.joint_damping * own.diagonal())
-        right += torch.einsum("fbij,fbi->bj", bend[now], equations.force).reshape(-1) - eliminated[:, n]
-    solved = torch.cat(solutions)
-    step, dc = solved[..., -1], None
-    if joints is not None:
-        schur.diagonal().add_(1e-12)  # the root's joint is not an unknown: its rows are zero
-        dc = torch.cholesky_solve(right[:, None], torch.linalg.cholesky_ex(schur).L)[:, 0]
-        step = step - solved[..., :-1] @ dc.to(HESSIAN)
-        dc = dc.reshape(bones, 3)
+        own.diagonal().mul_(1 + pose.joint_damping)
+        pull = torch.einsum("fbij,fbi->bj", bend[now], equations.force).flatten()
+        return factor, half, own - eliminated[:n], pull - eliminated[n]
+
+    pieces = slices(frames, max(1, LARGEST // (3 * bones * 4 * bones)))
+    if joints is None:
+        step, dc = torch.cat([pose_step(piece) for piece in pieces]), None
+    else:
+        factors, halves, systems, rights = zip(*map(eliminate, pieces), strict=True)
+        system = sum(systems) + torch.diag(joints.repeat_interleave(3))
+        system.diagonal().add_(1e-12)  # the root's joint is not an unknown: its rows are zero
+        right = sum(rights) + (joints[:, None] * (priors - pose.c)).flatten()
+        dc = torch.cholesky_solve(right[:, None], torch.linalg.cholesky_ex(system).L)[:, 0]
+        known = torch.cat([-dc, dc.new_ones(1)]).to(HESSIAN)
+        left = [(known @ half)[..., None] for half in halves]
+        solved = [torch.linalg.solve_triangular(L.mT, y, upper=True) for L, y in zip(factors, left, strict=True)]
+        step, dc = torch.cat(solved)[..., 0], dc.reshape(bones, 3)
     step = step.to(M.dtype)
     return _moved(pose, step[:, :n].reshape(frames, bones, 3), step[:, n:].reshape(frames, -1, 3), shifting), dc
 
 
 def _joint_sides(arm, mass, bend, g):
-    """Right-hand sides (f,3B+3S,3B+1): how each joint's move acts on every rotation and shift, and the gradient.
+    """Right-hand sides (f,3B+1,3B+3S): how each joint's move acts on all rotations and shifts; the gradient is last.
 
     arm (f,B,3,B) sum_v y_k s_l; mass (S,B) of the shifting bones; bend (f,B,3,3) R_parent - R; g (f,3B+3S).
     """
     frames, bones = bend.shape[:2]
-    sides = torch.empty((frames, g.shape[1], 3 * bones + 1), dtype=g.dtype, device=g.device)
-    turned = torch.empty((frames, bones, 3, bones, 3), dtype=g.dtype, device=g.device)
+    n = 3 * bones
+    sides = torch.empty((frames, n + 1, g.shape[1]), dtype=g.dtype, device=g.device)
+    turned = sides[:, :n, :n].unflatten(2, (bones, 3)).unflatten(1, (bones, 3))  # (f,l,3 of dc,k,3 of torque)
+    arm, bend = arm.permute(0, 3, 2, 1), bend.transpose(2, 3)  # (f,l,3,k), (f,l,3 of dc,3)
     for i in range(3):  # y x (bend dc), component by component
         j, k = (i + 1) % 3, (i + 2) % 3
-        torch.mul(arm[:, :, j, :, None], bend[:, None, :, k], out=turned[:, :, i])
-        turned[:, :, i] -= arm[:, :, k, :, None] * bend[:, None, :, j]
-    sides[:, : 3 * bones, :-1] = turned.reshape(frames, 3 * bones, -1)
-    sides[:, 3 * bones :, :-1] = torch.einsum("kl,flim->fkilm", mass, bend).reshape(frames, -1, 3 * bones)
-    sides[..., -1] = g
+        torch.mul(arm[:, :, None, j], bend[..., k, None], out=turned[..., i])
+        turned[..., i] -= arm[:, :, None, k] * bend[..., j, None]
+    sides[:, :n, n:] = torch.einsum("kl,flmi->flmki", mass, bend).reshape(frames, n, -1)
+    sides[:, n] = g
     return sides
 
 

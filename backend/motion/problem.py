@@ -14,12 +14,13 @@ All of it is float64: the residuals that matter are 1e-4 of the size, their squa
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 SMOOTHING_TERMS = 8  # the Neumann series of (I + L)^-1 halves its remainder per term: 4e-3 after eight
+SHAPE_POINTS = 2000  # vertices, evenly through their list, that tell poses apart
 EDGE_CHANGE_FLOOR = 1e-6  # RMS change of an edge's length, in diagonals, below which an edge counts as rigid
 
 
@@ -63,13 +64,42 @@ def make_problem(trajectories, edges, anchor: int, device: str = "cpu") -> tuple
     return Problem(X, rest, neighbours, smoothing, torch.einsum("fiv,fiv->v", X, X), spread), centre, scale
 
 
+def at_frames(problem: Problem, frames) -> Problem:
+    """The same problem on some of its frames (K,) only; rest shape and graph stay."""
+    X = problem.X[frames]
+    spread = problem.spread * len(X) / problem.frames
+    return replace(problem, X=X, square_norm=torch.einsum("fiv,fiv->v", X, X), spread=spread)
+
+
+def diverse_frames(problem: Problem, count: int):
+    """Up to `count` frames (K,) that differ most, the most different first, and each frame's nearest of them (F,).
+
+    Farthest-point sampling (Gonzalez 1985) from the frame most like the rest shape.
+    """
+    shapes = problem.X[:, :, :: max(1, problem.vertices // SHAPE_POINTS)].flatten(1)
+    rest = problem.rest.T[:, :: max(1, problem.vertices // SHAPE_POINTS)].flatten()
+    distance = torch.cdist(shapes, shapes)
+    chosen = [int((shapes - rest).square().sum(1).argmin())]
+    nearest = distance[chosen[0]]
+    while len(chosen) < count and float(nearest.max()) > 0:
+        chosen.append(int(nearest.argmax()))
+        nearest = torch.minimum(nearest, distance[chosen[-1]])
+    return torch.tensor(chosen, device=problem.device), distance[:, chosen].argmin(1)
+
+
+def slices(count: int, size: int) -> list[slice]:
+    """Slices of nearly equal length, at most `size`, that cover range(count)."""
+    pieces = max(1, -(-count // size))
+    return [slice(count * i // pieces, count * (i + 1) // pieces) for i in range(pieces)]
+
+
 def _graph(X, rest, edges):
     """Adjacency, and the row-normalised rigidness weights 1 / (RMS change of edge length) of Le & Deng 2014."""
     start, end = edges.T
     rest_length = (rest[start] - rest[end]).norm(dim=1)
     change = torch.zeros_like(rest_length)
     for frame in X:
-        change += ((frame[:, start] - frame[:, end]).norm(dim=0) - rest_length).square()
+        change += ((frame[:, start] - frame[:, end]).square().sum(0).sqrt() - rest_length).square()
     rigidity = 1 / ((change / len(X)).sqrt() + EDGE_CHANGE_FLOOR)
     index = torch.cat([edges.T, edges.T.flip(0)], dim=1)
     count = len(rest)

@@ -12,17 +12,19 @@ import torch
 
 from ..errors import no_progress
 from .free_bones import correct_rest_shape, fit_free_bones
-from .hierarchy import bone_matrices, joint_prior_strength, refine_pose, start_pose, stretch_gains
+from .hierarchy import at_poses, bone_matrices, joint_prior_strength, refine_pose, start_pose, stretch_gains
 from .joints import connect_bones
-from .parts import split_into_parts
-from .problem import Problem, make_problem, moments, rmse
+from .parts import rigid_fits, split_into_parts
+from .problem import Problem, at_frames, bone_errors, diverse_frames, make_problem, moments, rmse
 from .weights import solve_weights
 
-FREE_ITERATIONS = 10  # with momentum; more lowers the free bones' error but hardly the finished rig's
-ROUNDS = 10  # of poses and joints, weights, rest shape
+KEY_FRAMES = 48  # that differ most tell the skeleton and nearly the weights; the others join in the final rounds
+PART_FRAMES = 24  # of them are enough to find the rigid parts
+FREE_ITERATIONS = 6  # with momentum; more lowers the free bones' error but hardly the finished rig's
+ROUNDS = 11  # of poses and joints, weights, rest shape on the key frames
+FINAL_ROUNDS = 2  # of poses, weights, rest shape on all frames
 FIRST_STEPS = 3  # Gauss-Newton steps from the free bones' rotations
-LAST_STEPS = 2
-JOINTS_EVERY = 1  # rounds; in the others only the poses move
+FINAL_STEPS = 1
 MOMENTUM = 0.7  # as in free_bones
 FIRST_PRIOR, LAST_PRIOR = 1e-3, 1e-5  # pull of the joints to their prior, loosened from round to round
 NOISE = 5e-4  # diagonals: motion explained better than this is evidence, and the joints' prior counts for less
@@ -78,7 +80,9 @@ def solve_motion(
     the last that still paid. With `hierarchy` False every bone has its own rigid motion per frame.
     """
     problem, centre, scale = make_problem(trajectories, edges, anchor, device)
-    solve = _Solve(problem, influences, rest_correction, stretch, hierarchy, iterations)
+    frames, nearest = diverse_frames(problem, KEY_FRAMES)
+    key, few = at_frames(problem, frames), at_frames(problem, frames[:PART_FRAMES])
+    solve = _Solve(problem, key, few, nearest, influences, rest_correction, stretch, hierarchy, iterations)
     if joints is not None:
         fit = solve.run(joints, lambda share, text: progress(share, text))
         warnings = ()
@@ -97,6 +101,9 @@ class _Solve:
     """One way of solving, to be run with several numbers of bones."""
 
     problem: Problem
+    key: Problem  # the key frames alone
+    few: Problem  # the first of the key frames
+    nearest: torch.Tensor  # (F,) most similar key frame of every frame
     influences: int
     rest_correction: bool
     stretch: bool
@@ -104,9 +111,10 @@ class _Solve:
     iterations: int
 
     def run(self, bones: int, progress) -> MotionFit:
-        problem = self.problem
+        problem = self.key if self.hierarchy else self.problem
         progress(0.0, "Finding rigid parts")
-        labels, M = split_into_parts(problem, bones)
+        labels, parts = split_into_parts(self.few, bones)
+        M = rigid_fits(problem, labels, parts.shape[1])
         W = torch.nn.functional.one_hot(labels, M.shape[1]).to(M.dtype)
         share = 0.4 if self.hierarchy else 0.9
         M, W, u = fit_free_bones(
@@ -124,10 +132,10 @@ class _Solve:
             error = rmse(problem, M, *moments(problem, W, u))
             centroids = (W.square().T @ u) / W.square().sum(0)[:, None]
             return _to_numpy(M, W, u, centroids, np.full(M.shape[1], -1), error, ())
-        return self._fit_skeleton(M, W, u, progress, share)
+        return self._fit_skeleton(M, W, u, lambda done: progress(share + (1 - share) * done, "Fitting the skeleton"))
 
-    def _fit_skeleton(self, M, W, u, progress, share: float) -> MotionFit:
-        problem = self.problem
+    def _fit_skeleton(self, M, W, u, tick) -> MotionFit:
+        problem = self.key
         tree = connect_bones(problem, M, W, u)
         order = torch.as_tensor(tree.order, device=W.device)
         W = W[:, order]
@@ -136,28 +144,33 @@ class _Solve:
         pose = refine_pose(start_pose(M[:, order], tree.joints, tree.parents, priors), A, Q, steps=FIRST_STEPS)
         last, stretching = None, ()
         for round_ in range(ROUNDS):
-            progress(share + (1 - share) * round_ / ROUNDS, "Fitting the skeleton")
+            tick(round_ / (ROUNDS + FINAL_ROUNDS))
             prior = FIRST_PRIOR * (LAST_PRIOR / FIRST_PRIOR) ** (round_ / (ROUNDS - 1))
             noise = min(1.0, (rmse(problem, bone_matrices(pose), A, Q) / NOISE) ** 2)
             pull = joint_prior_strength(pose, A, priors, prior * noise)
-            bundle = dict(joints=pull, priors=priors) if round_ % JOINTS_EVERY == 0 else {}
-            pose = refine_pose(pose, A, Q, steps=1, stretching=stretching, **bundle)
+            pose = refine_pose(pose, A, Q, steps=1, stretching=stretching, joints=pull, priors=priors)
             M = bone_matrices(pose)
             ahead = M if last is None else M + MOMENTUM * (M - last)
             last = M
-            W = solve_weights(problem, ahead, u, W, self.influences)
-            if self.rest_correction:
-                u = correct_rest_shape(problem, ahead, W)
+            W, u = self._skin(problem, ahead, W, u)
             A, Q = moments(problem, W, u)
             if self.stretch and round_ == ROUNDS // 2:
                 stretching = _bones_to_stretch(problem, pose, A, Q)
-        pose = refine_pose(pose, A, Q, steps=LAST_STEPS, stretching=stretching)
-        M = bone_matrices(pose)
-        W = solve_weights(problem, M, u, W, self.influences)
-        if self.rest_correction:
-            u = correct_rest_shape(problem, M, W)
+        problem = self.problem
+        pose = at_poses(pose, self.nearest)
+        for round_ in range(FINAL_ROUNDS):
+            tick((ROUNDS + round_) / (ROUNDS + FINAL_ROUNDS))
+            pose = refine_pose(pose, *moments(problem, W, u), steps=FINAL_STEPS, stretching=stretching)
+            M = bone_matrices(pose)
+            W, u = self._skin(problem, M, W, u)
         error = rmse(problem, M, *moments(problem, W, u))
         return _to_numpy(M, W, u, pose.c, np.asarray(pose.parents), error, stretching)
+
+    def _skin(self, problem: Problem, M, W, u):
+        """Weights and rest shape for given poses."""
+        errors = bone_errors(problem, M, u)
+        W = solve_weights(problem, errors, u, W, self.influences)
+        return W, correct_rest_shape(problem, errors, W) if self.rest_correction else u
 
 
 def _bones_to_stretch(problem: Problem, pose, A, Q) -> tuple[int, ...]:
@@ -174,7 +187,7 @@ def _find_joint_count(solve: _Solve, tolerance: float, progress):
     aim = tolerance * TOLERANCE_MARGIN
     most = max(1, min(MOST_JOINTS, solve.problem.vertices // 4))
     progress(0.0, "Counting joints")
-    labels, _ = split_into_parts(solve.problem, most, enough=PARTS_PER_TOLERANCE * tolerance)
+    labels, _ = split_into_parts(solve.few, most, enough=PARTS_PER_TOLERANCE * tolerance)
     bones = int(labels.max()) + 1
     tried: dict[int, MotionFit] = {}
     for attempt in range(ATTEMPTS):

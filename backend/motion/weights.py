@@ -10,58 +10,66 @@ from __future__ import annotations
 
 import torch
 
-from .problem import BoneErrors, Problem, bone_errors, homogeneous, smooth
+from .problem import BoneErrors, Problem, homogeneous, slices, smooth
 
 CANDIDATES = 10  # bones looked at for each vertex
 SMOOTHNESS = 1e-4  # pull to the smoothed weights, times the rest shape's spread
 NEGLIGIBLE = 1e-6  # smaller weights are dropped
 RIDGE = 1e-10  # of a support's largest diagonal entry: two bones that move alike share a vertex's weight
-CHUNK = 2048  # vertices at a time: bounds the memory of the candidate Gram matrices
+CHUNK = 4096
 
 
-def solve_weights(problem: Problem, M, u, W, influences: int, smoothness: float = SMOOTHNESS):
-    """Weights (N,B) for poses M (F,B,3,4) and rest shape u (N,3), starting from W (N,B)."""
-    errors = bone_errors(problem, M, u)
+def solve_weights(problem: Problem, errors: BoneErrors, u, W, influences: int, smoothness: float = SMOOTHNESS):
+    """Weights (N,B) for the poses and the rest shape u (N,3) that `errors` were made with, starting from W (N,B)."""
     pull = smoothness * problem.spread
     smoothed = smooth(problem, W)
     table = _pair_table(errors.gram)
-    new = torch.empty_like(W)
-    for start in range(0, problem.vertices, CHUNK):
-        rows = slice(start, start + CHUNK)
-        new[rows] = _solve_rows(errors, table, homogeneous(u[rows]), rows, smoothed[rows], W[rows], pull, influences)
+    U = homogeneous(u)
+    new = torch.cat(
+        [
+            _solve_rows(errors, table, U[rows], rows, smoothed[rows], W[rows], pull, influences)
+            for rows in slices(problem.vertices, CHUNK)
+        ]
+    )
     new = torch.where(new < NEGLIGIBLE, 0.0, new)
     return new / new.sum(1, keepdim=True)
 
 
 def _pair_table(gram):
-    """(10,B*B): the ten products u_i u_j, i <= j, times this give G[a,b] of every pair of bones at once."""
+    """(B*B,10): G[a,b] of a pair of bones is its row times the ten products u_i u_j, i <= j."""
     bones = len(gram)
     i, j = torch.triu_indices(4, 4, device=gram.device)
     both = gram[..., i, j] + gram[..., j, i]
-    return torch.where(i == j, both / 2, both).reshape(bones * bones, -1).T.contiguous()
+    return torch.where(i == j, both / 2, both).reshape(bones * bones, -1)
+
+
+def _candidate_grams(table, U, chosen, bones: int):
+    """G (n,C,C) of every vertex's own candidate bones `chosen` (n,C)."""
+    n, size = chosen.shape
+    i, j = torch.triu_indices(4, 4, device=U.device)
+    a, b = torch.triu_indices(size, size, device=U.device)
+    pairs = table.index_select(0, (chosen[:, a] * bones + chosen[:, b]).reshape(-1)).reshape(n, -1, 10)
+    values = (pairs @ (U[:, i] * U[:, j])[:, :, None])[:, :, 0]
+    place = torch.empty((size, size), dtype=torch.long, device=U.device)
+    place[a, b] = place[b, a] = torch.arange(len(a), device=U.device)
+    return values[:, place.reshape(-1)].reshape(n, size, size)
 
 
 def _solve_rows(errors: BoneErrors, table, U, rows, smoothed, previous, pull, influences):
     count, bones = previous.shape
-    wanted = min(influences, bones)
-    i, j = torch.triu_indices(4, 4, device=U.device)
-    all_pairs = (U[:, i] * U[:, j]) @ table  # (n, B*B)
     candidates = min(CANDIDATES, bones)
+    wanted = min(influences, candidates)
     score = errors.alone[rows] - 2 * pull * smoothed
     score = torch.where(previous > 0, score - score.abs().max() * 2 - 1, score)  # those in use are always looked at
     chosen = score.topk(candidates, dim=1, largest=False).indices
-    G = all_pairs.gather(1, (chosen[:, :, None] * bones + chosen[:, None, :]).reshape(count, -1))
-    G = G.reshape(count, candidates, candidates)
-    G = G + pull * torch.eye(candidates, dtype=G.dtype, device=G.device)
+    G = _candidate_grams(table, U, chosen, bones)
+    G.diagonal(dim1=1, dim2=2).add_(pull)
     c = errors.linear[rows].gather(1, chosen) + pull * smoothed.gather(1, chosen)
-    support = greedy_support(G, c, min(wanted, candidates))
-    weights, value = simplex_weights(*restrict(G, c, support))
-    old_support = previous.gather(1, chosen).topk(support.shape[1], dim=1).indices
-    old_weights, old_value = simplex_weights(*restrict(G, c, old_support))
-    keep = old_value <= value
-    support = torch.where(keep[:, None], old_support, support)
-    weights = torch.where(keep[:, None], old_weights, weights)
-    return torch.zeros_like(previous).scatter_(1, chosen.gather(1, support), weights)
+    old_support = previous.gather(1, chosen).topk(wanted, dim=1).indices
+    supports = torch.cat([old_support, greedy_support(G, c, wanted)])
+    weights, value = simplex_weights(*restrict(G.repeat(2, 1, 1), c.repeat(2, 1), supports))
+    better = (value[count:] < value[:count]).long() * count + torch.arange(count, device=U.device)
+    return torch.zeros_like(previous).scatter_(1, chosen.gather(1, supports[better]), weights[better])
 
 
 def restrict(G, c, support):
