@@ -83,6 +83,7 @@ def rig_sequence(sequence: MeshSequence, options: RigOptions = RigOptions(), pro
             prepared.trajectories,
             np.concatenate([prepared.edges, prepared.bridges]),
             anchor,
+            counts=prepared.counts,
             joints=options.joints,
             tolerance=options.tolerance,
             influences=options.influences,

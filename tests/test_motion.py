@@ -112,10 +112,11 @@ def test_diverse_frames_hold_every_pose_of_a_sequence_that_repeats_them():
     P, _, _ = small_problem(bones=4, frames=6)
     again = torch.tensor([0, 0, 3, 1, 3, 3, 2, 5, 4, 4, 0])
     repeated = problem.at_frames(P, again)
-    chosen, nearest = problem.diverse_frames(repeated, 48)
+    chosen, nearest = problem.diverse_frames(repeated, 3, 48)
+    assert int(chosen[0]) == 3
     assert sorted(again[chosen].tolist()) == list(range(6))
     torch.testing.assert_close(repeated.X[chosen][nearest], repeated.X)
-    fewer, _ = problem.diverse_frames(repeated, 3)
+    fewer, _ = problem.diverse_frames(repeated, 3, 3)
     torch.testing.assert_close(fewer, chosen[:3])
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 SMOOTHING_TERMS = 8  # the Neumann series of (I + L)^-1 halves its remainder per term: 4e-3 after eight
-SHAPE_POINTS = 2000  # vertices, evenly through their list, that tell poses apart
+SAME_POSE = 1e-7  # RMS distance in diagonals: rounding of float32 caches
 EDGE_CHANGE_FLOOR = 1e-6  # RMS change of an edge's length, in diagonals, below which an edge counts as rigid
 
 
@@ -71,18 +71,19 @@ def at_frames(problem: Problem, frames) -> Problem:
     return replace(problem, X=X, square_norm=torch.einsum("fiv,fiv->v", X, X), spread=spread)
 
 
-def diverse_frames(problem: Problem, count: int):
-    """Up to `count` frames (K,) that differ most, the most different first, and each frame's nearest of them (F,).
+def diverse_frames(problem: Problem, first: int, count: int):
+    """Frame `first` and up to count - 1 that differ most, in that order (K,); each frame's nearest among them (F,).
 
-    Farthest-point sampling (Gonzalez 1985) from the frame most like the rest shape.
+    Farthest-point sampling (Gonzalez 1985) of the shapes; frames that repeat others are left out.
     """
-    shapes = problem.X[:, :, :: max(1, problem.vertices // SHAPE_POINTS)].flatten(1)
-    rest = problem.rest.T[:, :: max(1, problem.vertices // SHAPE_POINTS)].flatten()
-    distance = torch.cdist(shapes, shapes)
-    chosen = [int((shapes - rest).square().sum(1).argmin())]
-    nearest = distance[chosen[0]]
-    while len(chosen) < count and float(nearest.max()) > 0:
-        chosen.append(int(nearest.argmax()))
+    shapes = problem.X.flatten(1)
+    gram = shapes @ shapes.T  # no copy of the shapes, which differences would need
+    norm = gram.diagonal()
+    distance = ((norm[:, None] + norm - 2 * gram).clamp_min(0) / problem.vertices).sqrt()
+    chosen, nearest = [first], distance[first]
+    while len(chosen) < count and float(nearest.max()) > SAME_POSE:
+        farthest = nearest > nearest.max() - SAME_POSE
+        chosen.append(int(farthest.to(torch.int8).argmax()))  # the first of those that only rounding tells apart
         nearest = torch.minimum(nearest, distance[chosen[-1]])
     return torch.tensor(chosen, device=problem.device), distance[:, chosen].argmin(1)
 

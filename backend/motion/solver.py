@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..errors import no_progress
-from .free_bones import correct_rest_shape, fit_free_bones
+from .free_bones import correct_rest_shape, fit_free_bones, vertex_errors
 from .hierarchy import at_poses, bone_matrices, joint_prior_strength, refine_pose, start_pose, stretch_gains
 from .joints import connect_bones
 from .parts import rigid_fits, split_into_parts
@@ -31,12 +31,9 @@ NOISE = 5e-4  # diagonals: motion explained better than this is evidence, and th
 STRETCH_GAIN = 0.03  # a bone may stretch when that could lower the squared error by this share
 STRETCH_SHARE = 1 / 8  # of the bones, at most, may stretch
 PARTS_PER_TOLERANCE = 4.5  # rigid parts with this error become a skinned hierarchy within the tolerance, by experience
-TOLERANCE_MARGIN = 0.95  # aim this far below the tolerance: it is measured on all vertices of the user's mesh
+TOLERANCE_MARGIN = 0.99  # aim this far below the tolerance: the rig is rounded to float32
 ATTEMPTS = 6  # numbers of joints that are tried
-GROWTH, LEAST_GAIN = (
-    1.4,
-    0.9,
-)  # this many times the joints must bring the error below this share, else they no longer pay
+GROWTH, LEAST_GAIN = 1.4, 0.9  # so many times the joints must bring the error below this share, else they do not pay
 MOST_JOINTS = 128  # found automatically; a rig with more is no longer one that a person can use
 
 
@@ -45,7 +42,7 @@ class MotionFit:
     """Rig of the welded mesh in the trajectories' own units.
 
     weights (N,B); motion (F,B,4,4), rest pose to frame f; joints (B,3); parents (B,), -1 for a root, parents first;
-    rest (N,3); rmse: fraction of the diagonal over the welded vertices; stretching: bones with keyed location.
+    rest (N,3); rmse: fraction of the diagonal over the user's vertices; stretching: bones with keyed location.
     Without a hierarchy all parents are -1 and the joints are the bones' weight centroids.
     """
 
@@ -64,6 +61,7 @@ def solve_motion(
     edges,
     anchor: int,
     *,
+    counts=None,
     joints: int | None = None,
     tolerance: float = 0.1,
     influences: int = 4,
@@ -76,13 +74,21 @@ def solve_motion(
 ) -> MotionFit:
     """Explain trajectories (F,N,3) by skinned bones on a connected graph `edges` (E,2); rest pose near frame `anchor`.
 
+    `counts` (N,) says how many vertices of the user's mesh lie at each; only the error uses it, so that seams change
+    nothing else.
     With `joints` None their number is found: the smallest tried that meets `tolerance` (per cent of the diagonal), or
     the last that still paid. With `hierarchy` False every bone has its own rigid motion per frame.
     """
     problem, centre, scale = make_problem(trajectories, edges, anchor, device)
-    frames, nearest = diverse_frames(problem, KEY_FRAMES)
-    key, few = at_frames(problem, frames), at_frames(problem, frames[:PART_FRAMES])
-    solve = _Solve(problem, key, few, nearest, influences, rest_correction, stretch, hierarchy, iterations)
+    key = few = problem
+    nearest = None
+    if hierarchy:
+        frames, nearest = diverse_frames(problem, anchor, KEY_FRAMES)
+        key, few = at_frames(problem, frames), at_frames(problem, frames[:PART_FRAMES])
+    counts = torch.ones(problem.vertices) if counts is None else torch.as_tensor(counts)
+    solve = _Solve(
+        problem, counts.to(problem.X), key, few, nearest, influences, rest_correction, stretch, hierarchy, iterations
+    )
     if joints is not None:
         fit = solve.run(joints, lambda share, text: progress(share, text))
         warnings = ()
@@ -101,9 +107,10 @@ class _Solve:
     """One way of solving, to be run with several numbers of bones."""
 
     problem: Problem
+    counts: torch.Tensor  # (N,) vertices of the user's mesh at each
     key: Problem  # the key frames alone
     few: Problem  # the first of the key frames
-    nearest: torch.Tensor  # (F,) most similar key frame of every frame
+    nearest: torch.Tensor | None  # (F,) most similar key frame of every frame
     influences: int
     rest_correction: bool
     stretch: bool
@@ -111,7 +118,7 @@ class _Solve:
     iterations: int
 
     def run(self, bones: int, progress) -> MotionFit:
-        problem = self.key if self.hierarchy else self.problem
+        problem = self.key
         progress(0.0, "Finding rigid parts")
         labels, parts = split_into_parts(self.few, bones)
         M = rigid_fits(problem, labels, parts.shape[1])
@@ -129,9 +136,8 @@ class _Solve:
         used = torch.nonzero(W.sum(0) > 0)[:, 0]
         M, W = M[:, used], W[:, used]
         if not self.hierarchy:
-            error = rmse(problem, M, *moments(problem, W, u))
             centroids = (W.square().T @ u) / W.square().sum(0)[:, None]
-            return _to_numpy(M, W, u, centroids, np.full(M.shape[1], -1), error, ())
+            return _to_numpy(M, W, u, centroids, np.full(M.shape[1], -1), self._error(M, W, u), ())
         return self._fit_skeleton(M, W, u, lambda done: progress(share + (1 - share) * done, "Fitting the skeleton"))
 
     def _fit_skeleton(self, M, W, u, tick) -> MotionFit:
@@ -163,8 +169,12 @@ class _Solve:
             pose = refine_pose(pose, *moments(problem, W, u), steps=FINAL_STEPS, stretching=stretching)
             M = bone_matrices(pose)
             W, u = self._skin(problem, M, W, u)
-        error = rmse(problem, M, *moments(problem, W, u))
-        return _to_numpy(M, W, u, pose.c, np.asarray(pose.parents), error, stretching)
+        return _to_numpy(M, W, u, pose.c, np.asarray(pose.parents), self._error(M, W, u), stretching)
+
+    def _error(self, M, W, u) -> float:
+        """RMSE over the vertices of the user's mesh, as a fraction of the diagonal."""
+        squared = self.counts @ vertex_errors(self.problem, M, W, u) / (self.problem.frames * self.counts.sum())
+        return float(squared.sqrt())
 
     def _skin(self, problem: Problem, M, W, u):
         """Weights and rest shape for given poses."""
@@ -218,7 +228,7 @@ def _find_joint_count(solve: _Solve, tolerance: float, progress):
         return tried[good], ()
     best = min(tried.values(), key=lambda f: f.rmse)
     warning = (
-        f"The rig reaches {100 * best.rmse:.2g} % instead of the tolerance of {100 * tolerance:.2g} %: more joints no "
+        f"The rig reaches {100 * best.rmse:.3g} % instead of the tolerance of {100 * tolerance:.2g} %: more joints no "
         "longer pay (noise, quantised positions or stretching that joint rotations cannot follow); raise --joints or "
         "the tolerance, or allow stretch."
     )

@@ -189,7 +189,9 @@ def test_scenes_without_their_floor(suffix, tmp_path):
     floor()
     source = save(tmp_path / f"scene{suffix}")
     told = report_of(source, tmp_path / "rig.npz", "--joints", "3")
-    assert told["object"].startswith("body") and told["frames"] == 8 and told["fps"] == pytest.approx(30)
+    assert told["object"].startswith("body") and told["frames"] == 8
+    if suffix != ".usdc" or bpy.app.version >= (4, 3):  # bpy 4.2 lacks Pixar's library, which alone knows the rate
+        assert told["fps"] == pytest.approx(30)
     assert any("floor" in warning for warning in told["warnings"])
     assert told["rmse_percent"] < 1
 
