@@ -12,7 +12,14 @@ from scipy.spatial.transform import Rotation
 
 CUBE = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 2)], dtype=np.float64)
 QUADS = np.array([[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]])  # outwards
-TRIANGLES = np.array([[q[a], q[b], q[c]] for q in QUADS for a, b, c in ((0, 1, 2), (0, 2, 3))])
+
+
+def fans(polygons) -> np.ndarray:
+    """Triangles (M,3) of polygons."""
+    return np.array([[p[0], p[k], p[k + 1]] for p in polygons for k in range(1, len(p) - 1)])
+
+
+TRIANGLES = fans(QUADS)
 
 
 def tumbling_cube(frames: int = 4) -> np.ndarray:
@@ -127,6 +134,30 @@ def write_abc(path: Path, *tree, times=None, noted_rate: float | None = None) ->
     for node in tree:
         _write_node(archive.getTop(), node, times)
     return path
+
+
+WRITERS = {  # format -> function (folder, positions (F,V,3), polygons) that writes it there
+    "npz": lambda folder, x, polygons: write_npz(folder / "box.npz", x, fans(polygons)),
+    "pc2": lambda folder, x, polygons: write_pc2(folder / "box.pc2", x),
+    "mdd": lambda folder, x, polygons: write_mdd(folder / "box.mdd", x),
+    "obj": lambda folder, x, polygons: write_folder(folder / "box", x, ".obj", polygons=polygons),
+    "ply": lambda folder, x, polygons: write_folder(folder / "box", x, ".ply", polygons=polygons),
+    "big-endian ply": lambda folder, x, polygons: write_folder(
+        folder / "box", x, ".ply", polygons=polygons, kind="binary_big_endian"
+    ),
+    "text ply": lambda folder, x, polygons: write_folder(folder / "box", x, ".ply", polygons=polygons, kind="ascii"),
+    "anime": lambda folder, x, polygons: write_anime(folder / "box.anime", x, fans(polygons)),
+    "dymesh": lambda folder, x, polygons: write_dymesh(folder / "box.bin", x, fans(polygons)),
+    "abc": lambda folder, x, polygons: write_abc(
+        folder / "box.abc", AbcMesh(z_to_y_up(x), [list(polygon)[::-1] for polygon in polygons])
+    ),
+}
+
+
+def write_clip(kind: str, folder: Path, positions, polygons=QUADS) -> tuple[Path, Path | None]:
+    """Write one of WRITERS; its path, and that of the mesh for --rest if the format needs one."""
+    path = WRITERS[kind](folder, positions, polygons)
+    return path, write_obj(folder / "rest.obj", positions[0], polygons) if path.suffix in (".pc2", ".mdd") else None
 
 
 def _write_node(above, node, times) -> None:

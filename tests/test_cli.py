@@ -18,7 +18,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sprig.backend.pipeline import RigOptions, rig_sequence
+from sprig.backend.sequence import MeshSequence
 from sprig.sprig_blender import cli
+
+from .small_files import WRITERS, write_clip
 
 COMMAND = [sys.executable, "-m", "sprig.sprig_blender.cli"]
 OUTSIDE = Path(__file__).resolve().parents[2]  # where `sprig` is not in the current folder
@@ -96,6 +100,20 @@ def test_rig_writes_the_table_of_the_design(bar, capsys):
     assert any(line == "bar.npz: 112 vertices, 12 frames at 30 fps" for line in summary)
     assert any(f"RMSE: {told['rmse_percent']:.4f} %" in line for line in summary)
     assert summary[-1] == f"Written: {out}, {report}"
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_format_is_rigged(kind, tmp_path):
+    vertices, faces = bending_bar()
+    path, rest = write_clip(kind, tmp_path, vertices, faces)
+    out, report = tmp_path / "rig.npz", tmp_path / "rig.json"
+    options = ["--joints", "3", "-q", "--report", str(report), *(["--rest", str(rest)] if rest else [])]
+    assert cli.main(["rig", str(path), "-o", str(out), *options]) == 0
+    plain = rig_sequence(MeshSequence(vertices, faces), RigOptions(joints=3))
+    assert json.loads(report.read_text())["rmse_percent"] == pytest.approx(plain.rmse, rel=0.02)
+    with np.load(out) as rig:
+        assert rig["parents"].tolist() == plain.skeleton.parents.tolist()
+        np.testing.assert_allclose(rig["joints_rest"], plain.skeleton.joints, atol=1e-3)
 
 
 def test_frames_keep_their_numbers_and_positions(bar, tmp_path):

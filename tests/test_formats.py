@@ -19,14 +19,15 @@ from .small_files import (
     CUBE,
     QUADS,
     TRIANGLES,
+    WRITERS,
     AbcMesh,
     AbcTransform,
     tumbling_cube,
     write_abc,
     write_anime,
+    write_clip,
     write_dymesh,
     write_folder,
-    write_mdd,
     write_npz,
     write_obj,
     write_pc2,
@@ -60,32 +61,11 @@ def matrix(translation=(0, 0, 0), rotation=None, scale=1.0) -> np.ndarray:
     return result
 
 
-WRITERS = {
-    "npz": lambda folder, positions: write_npz(folder / "box.npz", positions),
-    "pc2": lambda folder, positions: write_pc2(folder / "box.pc2", positions),
-    "mdd": lambda folder, positions: write_mdd(folder / "box.mdd", positions),
-    "obj": lambda folder, positions: write_folder(folder / "box", positions, ".obj"),
-    "ply": lambda folder, positions: write_folder(folder / "box", positions, ".ply"),
-    "big-endian ply": lambda folder, positions: write_folder(
-        folder / "box", positions, ".ply", kind="binary_big_endian"
-    ),
-    "text ply": lambda folder, positions: write_folder(folder / "box", positions, ".ply", kind="ascii"),
-    "anime": lambda folder, positions: write_anime(folder / "box.anime", positions),
-    "dymesh": lambda folder, positions: write_dymesh(folder / "box.bin", positions),
-    "abc": lambda folder, positions: write_abc(folder / "box.abc", AbcMesh(z_to_y_up(positions))),
-}
-
-
-def rest_for(path, folder):
-    """The --rest file that this path needs, if it does."""
-    return write_obj(folder / "rest.obj", CUBE) if path.suffix in (".pc2", ".mdd") else None
-
-
 @pytest.mark.parametrize("kind", WRITERS)
 def test_every_format_gives_the_same_sequence(kind, tmp_path):
-    path = WRITERS[kind](tmp_path, MOVING)
+    path, rest = write_clip(kind, tmp_path, MOVING)
     assert is_native(path)
-    sequence = read_sequence_file(path, rest=rest_for(path, tmp_path))
+    sequence = read_sequence_file(path, rest=rest)
     assert np.allclose(world(sequence), MOVING, atol=4 * FLOAT32_STEP * np.abs(MOVING).max(), rtol=0)
     assert sequence.frame_numbers.tolist() == [1, 2, 3, 4] and sequence.frame_index.tolist() == [0, 1, 2, 3]
     assert sequence.fps == 24
@@ -100,8 +80,8 @@ def test_every_format_gives_the_same_sequence(kind, tmp_path):
 def test_far_from_the_origin_nothing_is_lost(kind, tmp_path):
     """10 km away a float32 file has steps of a millimetre; the reader must not add to that."""
     far = (MOVING.astype(np.float64) + [1e4, -1e4, 50.0]).astype(np.float32)
-    path = WRITERS[kind](tmp_path, far)
-    sequence = read_sequence_file(path, rest=rest_for(path, tmp_path))
+    path, rest = write_clip(kind, tmp_path, far)
+    sequence = read_sequence_file(path, rest=rest)
     assert np.abs(sequence.vertices).max() < 10
     assert np.abs(world(sequence) - far.astype(np.float64)).max() <= 1e-6
     assert np.allclose(sequence.origin, (far[0].max(axis=0).astype(np.float64) + far[0].min(axis=0)) / 2)
@@ -111,8 +91,10 @@ def test_far_from_the_origin_nothing_is_lost(kind, tmp_path):
 def test_given_frame_rate_and_up_axis_win(kind, tmp_path):
     up = "z" if kind == "abc" else "y"
     in_file = MOVING if kind == "abc" else z_to_y_up(MOVING)
-    path = write_abc(tmp_path / "box.abc", AbcMesh(in_file)) if kind == "abc" else WRITERS[kind](tmp_path, in_file)
-    sequence = read_sequence_file(path, rest=rest_for(path, tmp_path), fps=48, up=up)
+    path, rest = write_clip(kind, tmp_path, in_file)
+    if kind == "abc":
+        write_abc(path, AbcMesh(in_file))
+    sequence = read_sequence_file(path, rest=rest, fps=48, up=up)
     assert np.allclose(world(sequence), MOVING, atol=1e-6)
     assert sequence.fps == 48
 

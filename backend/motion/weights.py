@@ -16,7 +16,7 @@ CANDIDATES = 10  # bones looked at for each vertex
 SMOOTHNESS = 1e-4  # pull to the smoothed weights, times the rest shape's spread
 NEGLIGIBLE = 1e-6  # smaller weights are dropped
 RIDGE = 1e-10  # of a support's largest diagonal entry: two bones that move alike share a vertex's weight
-CHUNK = 4096
+CHUNK = 4096  # vertices at a time: bounds the memory of the candidate Gram matrices
 
 
 def solve_weights(problem: Problem, errors: BoneErrors, u, W, influences: int, smoothness: float = SMOOTHNESS):

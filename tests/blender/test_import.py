@@ -1,7 +1,6 @@
 """Importing: every format comes in at its own rate with the right animation playing, and bad files change nothing."""
 
 import csv
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -19,16 +18,10 @@ from sprig.sprig_blender.read_sequence import read_sequence
 
 from ..small_files import AbcMesh, write_abc
 from .rigs import mesh_object, tube
+from .scene_files import FORMATS, KNOWS_USD_RATE, export, has
 from .scene_state import scene_state
 
 FRAMES = range(1, 11)
-# The USD library of Blender is missing from the wheel of 4.2 alone; without it the scene keeps its own rate.
-KNOWS_USD_RATE = hasattr(bpy.utils, "expose_bundled_modules") or importlib.util.find_spec("pxr") is not None
-
-
-def has(operator: str) -> bool:
-    group, name = operator.split(".")
-    return name in dir(getattr(bpy.ops, group))
 
 
 def character(actions=(("Turn", 0.1),), fps=30.0, frames=FRAMES, size=1.0):
@@ -68,23 +61,6 @@ def positions(objects):
     return sequence.vertices + sequence.origin
 
 
-def export(path: Path):
-    """Write the scene in the format of the suffix."""
-    writers = {
-        ".abc": lambda: bpy.ops.wm.alembic_export(filepath=str(path)),
-        ".fbx": lambda: bpy.ops.export_scene.fbx(filepath=str(path), bake_anim_simplify_factor=0),
-        ".glb": lambda: bpy.ops.export_scene.gltf(filepath=str(path), export_yup=True),
-        ".gltf": lambda: bpy.ops.export_scene.gltf(filepath=str(path), export_format="GLTF_SEPARATE"),
-        ".usda": lambda: bpy.ops.wm.usd_export(filepath=str(path), export_animation=True, export_armatures=True),
-        ".usdc": lambda: bpy.ops.wm.usd_export(filepath=str(path), export_animation=True),
-        ".usd": lambda: bpy.ops.wm.usd_export(filepath=str(path), export_animation=True, export_armatures=True),
-        ".dae": lambda: bpy.ops.wm.collada_export(filepath=str(path), include_animations=True),
-        ".blend": lambda: bpy.ops.wm.save_as_mainfile(filepath=str(path), copy=True),
-    }
-    writers[path.suffix]()
-    return path
-
-
 def empty():
     bpy.ops.wm.read_homefile(use_empty=True, use_factory_startup=True)
 
@@ -94,9 +70,6 @@ def same_shapes(got, expected, tolerance):
     assert len(got) == len(expected)
     for here, there in zip(got, expected, strict=True):
         assert max(cKDTree(there).query(here)[0].max(), cKDTree(here).query(there)[0].max()) < tolerance
-
-
-FORMATS = [".abc", ".fbx", ".glb", ".gltf", ".usd", ".usda", ".usdc", ".dae", ".blend"]
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
