@@ -22,10 +22,9 @@ from sprig.backend.pipeline import RigOptions, rig_sequence
 from sprig.backend.sequence import MeshSequence
 from sprig.sprig_blender import cli
 
+from .command_line import COMMAND, OUTSIDE, listing, one_line
 from .small_files import WRITERS, write_clip
 
-COMMAND = [sys.executable, "-m", "sprig.sprig_blender.cli"]
-OUTSIDE = Path(__file__).resolve().parents[2]  # where `sprig` is not in the current folder
 RIG_SHAPES = {  # DESIGN 5; V, J, F, M as letters
     "rest_vertices": ("V", 3), "faces": ("M", 3), "joint_names": ("J",), "parents": ("J",), "joints_rest": ("J", 3),
     "tails_rest": ("J", 3), "weights": ("V", "J"), "bone_rest": ("J", 4, 4), "bone_world": ("F", "J", 4, 4),
@@ -55,17 +54,6 @@ def bar(tmp_path):
     np.savez(path, vertices=vertices, faces=faces, fps=30.0)
     (tmp_path / "out").mkdir()
     return path
-
-
-def listing(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-
-def one_line(text):
-    """The single line that a failed run leaves on standard error."""
-    assert text.endswith("\n") and text.count("\n") == 1, text
-    assert text.startswith("sprig: ") and "Traceback" not in text, text
-    return text
 
 
 # ---- what a run gives

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import bpy
 import numpy as np
@@ -16,22 +15,9 @@ from sprig.backend.formats import read_sequence_file
 from sprig.sprig_blender import cli
 from sprig.sprig_blender.write_armature import evaluated_positions
 
+from ..command_line import COMMAND, OUTSIDE, listing, one_line
 from .rigs import mesh_object, tube
 from .scene_files import FORMATS, KNOWS_USD_RATE, export, has
-
-COMMAND = [sys.executable, "-m", "sprig.sprig_blender.cli"]
-OUTSIDE = Path(__file__).resolve().parents[3]  # where `sprig` is not in the current folder
-
-
-def listing(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-
-def one_line(text):
-    """The single line that a failed run leaves on standard error."""
-    assert text.endswith("\n") and text.count("\n") == 1, text
-    assert text.startswith("sprig: ") and "Traceback" not in text, text
-    return text
 
 
 def bending_tube(name="body", frames=range(1, 9), location=(0, 0, 0), fps=30):
