@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sprig.backend import surface
+from sprig.backend.device import load_torch
 from sprig.backend.formats import read_sequence_file
 from sprig.backend.kinematics import linear_blend_skinning
 from sprig.backend.motion.solver import solve_motion
@@ -69,6 +70,22 @@ def test_far_from_the_origin_and_at_any_size(shared):
         assert scaled.rmse == pytest.approx(base.rmse, rel=0.02)
         np.testing.assert_array_equal(scaled.skeleton.parents, base.skeleton.parents)
         np.testing.assert_allclose(scaled.skeleton.joints / scale, base.skeleton.joints, atol=1e-2 * size)
+
+
+def test_the_number_of_threads_does_not_matter(shared):
+    """Rounding that differs with the threads must not reach a choice between bones."""
+    torch = load_torch()
+    before, rigs = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            rigs.append(rig_clip(shared, "0ad_bear_attack", joints=REFERENCE["0ad_bear_attack"]))
+    finally:
+        torch.set_num_threads(before)
+    size = np.linalg.norm(np.ptp(rigs[0].rest_vertices, axis=0))
+    for f in range(0, len(rigs[0].motion), 10):
+        here, there = (linear_blend_skinning(r.rest_vertices, r.weights, r.motion[f]) for r in rigs)
+        np.testing.assert_allclose(here, there, rtol=0, atol=1e-5 * size)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ complement over the frames (bundle adjustment), because wrong joints and wrong r
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -210,7 +211,8 @@ def _normal_step(pose: Pose, M, A, Q, shifting, joints, priors):
         equations = _frame_equations(pose, M[now], A, Q[now], subtree, mass, shifting)
         diagonal = equations.H.diagonal(dim1=1, dim2=2)
         diagonal += damping[now, None].to(HESSIAN) * diagonal + 1e-9
-        return equations, torch.linalg.cholesky_ex(equations.H).L
+        with _one_thread():
+            return equations, torch.linalg.cholesky_ex(equations.H).L
 
     def pose_step(now):
         equations, factor = factorise(now)
@@ -219,7 +221,10 @@ def _normal_step(pose: Pose, M, A, Q, shifting, joints, priors):
     def eliminate(now):
         equations, factor = factorise(now)
         sides = _joint_sides(equations.arm, mass[shifting].to(HESSIAN), bend[now].to(HESSIAN), equations.g)
-        half = torch.linalg.solve_triangular(factor.mT, sides, upper=True, left=False)  # (f,3B+1,U), (L^-1 sides^T)^T
+        with _one_thread():
+            half = torch.linalg.solve_triangular(
+                factor.mT, sides, upper=True, left=False
+            )  # (f,3B+1,U), (L^-1 sides^T)^T
         flattened = half.transpose(0, 1).flatten(1)
         eliminated = flattened @ flattened[:n].T  # (3B+1,3B)
         rows = bend[now].permute(0, 2, 1, 3).reshape(-1, n)
@@ -236,13 +241,28 @@ def _normal_step(pose: Pose, M, A, Q, shifting, joints, priors):
         system = sum(systems) + torch.diag(joints.repeat_interleave(3))
         system.diagonal().add_(1e-12)  # the root's joint is not an unknown: its rows are zero
         right = sum(rights) + (joints[:, None] * (priors - pose.c)).flatten()
-        dc = torch.cholesky_solve(right[:, None], torch.linalg.cholesky_ex(system).L)[:, 0]
+        with _one_thread():
+            dc = torch.cholesky_solve(right[:, None], torch.linalg.cholesky_ex(system).L)[:, 0]
         known = torch.cat([-dc, dc.new_ones(1)]).to(HESSIAN)
         left = [(known @ half)[..., None] for half in halves]
         solved = [torch.linalg.solve_triangular(L.mT, y, upper=True) for L, y in zip(factors, left, strict=True)]
         step, dc = torch.cat(solved)[..., 0], dc.reshape(bones, 3)
     step = step.to(M.dtype)
     return _moved(pose, step[:, :n].reshape(frames, bones, 3), step[:, n:].reshape(frames, -1, 3), shifting), dc
+
+
+@contextmanager
+def _one_thread():
+    """LAPACK rounds differently with another number of threads, and is no faster with more on matrices of this size.
+
+    The solver's choices between bones would turn that rounding into another rig on another machine.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _joint_sides(arm, mass, bend, g):
