@@ -9,13 +9,18 @@ from .errors import SprigError
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
+# The work is long chains of short tensor operations. Threads that sleep between them gain nothing from a second core,
+# threads that spin (GNU's default is 300,000 turns) starve on a busy machine: they spin about as long as waking takes.
+WAITS = {
+    "GOMP_SPINCOUNT": "2000",  # GNU OpenMP (Linux): turns
+    "KMP_BLOCKTIME": "1",  # LLVM's and Intel's (macOS, Windows): milliseconds
+}
+
+
 def load_torch():
     """Import torch, the slow part of the first run, with the settings that it reads when it is loaded."""
-    # The solver is a long chain of short tensor operations. Threads that sleep between them gain nothing from a second
-    # core, threads that spin (GNU's default is 300,000 turns) starve on a busy machine: they spin about as long as
-    # waking takes, then sleep.
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # GNU OpenMP (Linux): turns
-    os.environ.setdefault("KMP_BLOCKTIME", "1")  # LLVM's and Intel's (macOS, Windows): milliseconds
+    for name, value in WAITS.items():
+        os.environ.setdefault(name, value)
     import torch
 
     return torch

@@ -18,7 +18,7 @@ from .sequence import MeshSequence
 from .skeletons import bone_tails, joint_evidence
 from .surface import prepare
 
-SKELETON_SOURCES = ("auto", "motion")  # without networks, auto means motion
+SKELETON_SOURCES = ("auto", "learned", "motion")  # auto means motion until the networks and the motion work together
 HIGH_ERROR = 1.0  # per cent of the diagonal; a rig with more does not replay the sequence faithfully
 
 
@@ -26,13 +26,17 @@ HIGH_ERROR = 1.0  # per cent of the diagonal; a rig with more does not replay th
 class RigOptions:
     """What the user may choose; the defaults are the command line's and the panel's. Raises SprigError for nonsense."""
 
-    skeleton: str = "auto"  # where the skeleton comes from: "auto" or "motion"
+    skeleton: str = "auto"  # "motion": from the motion alone; "learned": the networks' rig, only its poses are fitted
     joints: int | None = None  # number of joints; None finds it by the tolerance
     tolerance: float = 0.1  # RMSE to reach when the number of joints is found, per cent of the diagonal
     influences: int = 4  # joints that may move one vertex
     rest_correction: bool = True  # the rest shape may move by hundredths of a per cent
     stretch: str = "off"  # "auto": keyed location on the few bones where rotation alone costs most
     anchor: int | None = None  # frame number; None takes the frame of greatest surface area
+    candidates: int = 1  # skeletons that the network proposes, of which the likeliest is taken
+    temperature: float = 0.0  # 0: the likeliest tokens; above: drawn, the higher the more varied
+    checkpoint_skeleton: str | None = None  # files of the networks; None takes SPRig's own
+    checkpoint_skinning: str | None = None
     seed: int = 0
     device: str = "auto"  # "auto", "cpu", "cuda" or "mps"
 
@@ -51,47 +55,38 @@ class RigOptions:
             raise SprigError(f"The tolerance is {self.tolerance} %; give a positive number.")
         if self.stretch not in ("off", "auto"):
             raise SprigError(f"Stretch is {self.stretch!r}; choose off or auto.")
+        if self.candidates < 1:
+            raise SprigError(f"Candidates is {self.candidates}; give 1 or more.")
+        if not (np.isfinite(self.temperature) and self.temperature >= 0):
+            raise SprigError(f"The temperature is {self.temperature}; give 0 or a positive number.")
 
 
 def rig_sequence(sequence: MeshSequence, options: RigOptions = RigOptions(), progress=no_progress) -> Rig:
     """Rig a sequence. `progress(fraction, text)` is called throughout and may raise Cancelled.
 
-    Raises SprigError when the sequence cannot be rigged from its motion (too small, flat, or still).
+    A learned skeleton needs no motion: a single mesh gets a rig that stands still. Raises SprigError when the sequence
+    cannot be rigged (too small, flat, or still where the motion is needed).
     """
     clock = _Clock()
+    learned = options.skeleton == "learned"
     device = resolve_device(options.device, double_precision=True)
     if options.joints is not None and options.joints > sequence.vertex_count:
         raise SprigError(
             f"{options.joints} joints are more than the mesh has vertices ({sequence.vertex_count}); give fewer."
         )
-    if sequence.frame_count < 2:
+    if sequence.frame_count < 2 and not learned:
         raise SprigError("This is a single frame, so there is no motion to rig from; use --skeleton learned.")
 
     with clock.stage("prepare"):
         progress(0.0, "Preparing the mesh")
-        prepared = prepare(sequence)
+        prepared = prepare(sequence, may_be_still=learned)
 
     with clock.stage("anchor"):
         anchor = anchor_frame(prepared.areas) if options.anchor is None else sequence.position_of(options.anchor)
         size = diagonal(sequence.vertices[anchor])
 
-    with clock.stage("motion"):
-        progress(0.05, "Reading the motion")
-        from .motion.solver import solve_motion  # torch is loaded when work starts
-
-        fit = solve_motion(
-            prepared.trajectories,
-            np.concatenate([prepared.edges, prepared.bridges]),
-            anchor,
-            counts=prepared.counts,
-            joints=options.joints,
-            tolerance=options.tolerance,
-            influences=options.influences,
-            rest_correction=options.rest_correction,
-            stretch=options.stretch == "auto",
-            device=device,
-            progress=lambda fraction, text: progress(0.05 + 0.9 * fraction, text),
-        )
+    solve = _learned_fit if learned else _motion_fit
+    fit = solve(prepared, anchor, options, device, clock, lambda share, text: progress(0.05 + 0.9 * share, text))
 
     with clock.stage("rig"):
         progress(0.95, "Measuring the rig")
@@ -121,10 +116,86 @@ def rig_sequence(sequence: MeshSequence, options: RigOptions = RigOptions(), pro
         seen_in_motion=seen,
         rotation_range=rotation_range,
         rmse_per_frame=errors,
-        provenance={"skeleton_source": "motion", "seed": options.seed, "device": device},
+        confidence=fit.confidence,
+        provenance={**fit.provenance, "seed": options.seed, "device": device},
         warnings=tuple(warnings),
         seconds=clock.seconds,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """Rig of the welded mesh: joints (J,3), parents (J,), weights (N,J), rest (N,3), motion (F,J,4,4)."""
+
+    joints: np.ndarray
+    parents: np.ndarray
+    weights: np.ndarray
+    rest: np.ndarray
+    motion: np.ndarray
+    provenance: dict
+    warnings: tuple[str, ...]
+    confidence: np.ndarray | None = None
+
+
+def _motion_fit(prepared, anchor: int, options: RigOptions, device: str, clock, progress) -> _Fit:
+    """Skeleton, weights and poses from the motion alone."""
+    with clock.stage("motion"):
+        progress(0.0, "Reading the motion")
+        from .motion.solver import solve_motion  # torch is loaded when work starts
+
+        fit = solve_motion(
+            prepared.trajectories,
+            np.concatenate([prepared.edges, prepared.bridges]),
+            anchor,
+            counts=prepared.counts,
+            joints=options.joints,
+            tolerance=options.tolerance,
+            influences=options.influences,
+            rest_correction=options.rest_correction,
+            stretch=options.stretch == "auto",
+            device=device,
+            progress=progress,
+        )
+    return _Fit(fit.joints, fit.parents, fit.weights, fit.rest, fit.motion, {"skeleton_source": "motion"}, fit.warnings)
+
+
+def _learned_fit(prepared, anchor: int, options: RigOptions, device: str, clock, progress) -> _Fit:
+    """Skeleton and weights from the networks, which see the anchor frame; only the poses come from the motion."""
+    with clock.stage("networks"):
+        progress(0.0, "Loading the networks")
+        from .learned import load_networks, rig_shape
+
+        networks = load_networks(
+            options.checkpoint_skeleton, options.checkpoint_skinning, resolve_device(options.device)
+        )
+    rest = prepared.trajectories[anchor].astype(np.float64)
+    with clock.stage("learned"):
+        rig = rig_shape(
+            rest,
+            prepared.faces,
+            networks,
+            joints=options.joints,
+            candidates=options.candidates,
+            temperature=options.temperature,
+            influences=options.influences,
+            seed=options.seed,
+            progress=lambda share, text: progress(0.1 + 0.5 * share, text),
+        )
+    with clock.stage("motion"):
+        from .motion.poses import fit_poses
+
+        motion = fit_poses(
+            prepared.trajectories,
+            np.concatenate([prepared.edges, prepared.bridges]),
+            anchor,
+            rig.weights,
+            rig.joints,
+            rig.parents,
+            device=device,
+            progress=lambda share, text: progress(0.6 + 0.4 * share, text),
+        )
+    provenance = {"skeleton_source": "learned", "checkpoints": networks.checkpoints}
+    return _Fit(rig.joints, rig.parents, rig.weights, rest, motion, provenance, rig.warnings, rig.confidence)
 
 
 def _error_warning(errors) -> list[str]:

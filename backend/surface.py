@@ -58,11 +58,11 @@ class Prepared:
     warnings: tuple[str, ...]
 
 
-def prepare(sequence: MeshSequence) -> Prepared:
+def prepare(sequence: MeshSequence, may_be_still: bool = False) -> Prepared:
     """Weld and bridge a sequence for the motion solver.
 
-    Raises SprigError when the surface has no area in any frame, or when nothing moves. A rigid motion of the whole
-    counts as motion, and parts that never move are fine.
+    Raises SprigError when the surface has no area in any frame, or when nothing moves unless it `may_be_still`. A rigid
+    motion of the whole counts as motion, and parts that never move are fine.
     """
     vertices = sequence.vertices
     scale = size(vertices)
@@ -72,7 +72,7 @@ def prepare(sequence: MeshSequence) -> Prepared:
     moved = np.zeros(sequence.vertex_count)  # largest squared distance of each vertex from its place in the first frame
     for frame in vertices[1:]:
         np.maximum(moved, _squared_distance(frame, vertices[0]), out=moved)
-    if moved.max() <= (STILL_TOLERANCE * scale) ** 2:
+    if moved.max() <= (STILL_TOLERANCE * scale) ** 2 and not may_be_still:
         raise SprigError("Nothing moves in this sequence, so there is no motion to rig from; use --skeleton learned.")
 
     vertex_map = weld(vertices)

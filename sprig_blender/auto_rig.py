@@ -61,7 +61,7 @@ def frame_numbers(scene: bpy.types.Scene) -> range:
     if end < start:
         raise SprigError(f"The frame range {start} to {end} is reversed; give the first frame before the last.")
     numbers = range(start, end + 1, settings.frame_step)
-    if len(numbers) < 2:
+    if len(numbers) < 2 and settings.skeleton != "learned":
         raise SprigError(
             f"Frames {start} to {end} in steps of {settings.frame_step} are a single frame; "
             "choose a longer range or a smaller step."
@@ -77,7 +77,12 @@ def frame_numbers(scene: bpy.types.Scene) -> range:
 def rig_choices(context) -> dict[str, Any]:
     """The settings as arguments of RigOptions (which is imported together with torch, in the worker)."""
     settings = context.scene.sprig
+    files = {name: getattr(settings, name) for name in ("checkpoint_skeleton", "checkpoint_skinning")}
     return {
+        "skeleton": settings.skeleton,
+        "candidates": settings.candidates,
+        "temperature": settings.temperature,
+        **{name: bpy.path.abspath(file) if file else None for name, file in files.items()},
         "joints": settings.joints if settings.joints_mode == "NUMBER" else None,
         "tolerance": settings.tolerance,
         "influences": settings.influences,
@@ -95,7 +100,7 @@ def steps(context, cancel: threading.Event, patience: float) -> Steps:
     sources = chosen_meshes(context)
     if not sources:
         raise SprigError("Nothing is selected that could be rigged; select one or several animated meshes.")
-    if not any(is_animated(source) for source in sources):
+    if not any(is_animated(source) for source in sources) and context.scene.sprig.skeleton != "learned":
         names = ", ".join(source.name for source in sources)
         raise SprigError(f"{names} neither moves nor changes shape with time; select a mesh that is animated.")
     scene, numbers, choices = context.scene, frame_numbers(context.scene), rig_choices(context)

@@ -34,18 +34,15 @@ SUCCESS, BUG, BAD_INPUT, CANCELLED = 0, 1, 2, 130
 CANCEL_SENTENCE = "cancelled; nothing was written"
 SCENE_SUFFIXES = (".fbx", ".glb", ".gltf", ".usd", ".usda", ".usdc", ".dae", ".blend")  # read through Blender
 OUT_SUFFIXES = (".blend", ".glb", ".fbx", ".usdc", ".npz")
+SKELETON_SOURCES = ("auto", "learned", "motion")  # the pipeline's, which loads numpy
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "elephant_walk.abc"
 MAX_SEED = 2**32 - 1  # what every random generator accepts
 
-# Options that are part of the command line but need the networks, with the values that ask for nothing.
-NEEDS_NETWORKS = {
-    "--candidates": 1,
-    "--temperature": 0.0,
-    "--finetune": 0,
-    "--checkpoint-skeleton": None,
-    "--checkpoint-skinning": None,
-    "--same-character": False,
-}
+# Options with the values that ask for nothing: those of the networks, and those that later versions will have.
+OF_THE_NETWORKS = {
+    "--candidates": 1, "--temperature": 0.0, "--checkpoint-skeleton": None, "--checkpoint-skinning": None,
+}  # fmt: skip
+LATER = {"--finetune": 0, "--same-character": False}
 
 DESCRIPTION = "Turn an animated mesh sequence into one rig: a skeleton, skin weights, and bones that replay the motion."
 EXAMPLES = """
@@ -321,14 +318,30 @@ class _Version(argparse.Action):
 # ---- checks that cost nothing
 
 
-def _refuse_networks(options):
-    """Options of the networks are understood, but this version has no networks."""
-    for option, nothing in NEEDS_NETWORKS.items():
-        if getattr(options, option.removeprefix("--").replace("-", "_")) != nothing:
-            raise SprigError(f"{option} needs the networks, which are not part of this version; leave it out.")
-    if options.skeleton not in ("auto", "motion"):
-        wanted = "learned skeletons need the networks" if options.skeleton == "learned" else "fitting a given skeleton"
-        raise SprigError(f"--skeleton {options.skeleton}: {wanted}, not part of this version; use --skeleton motion.")
+def _check_skeleton(options):
+    """The skeleton source is one that there is, and the options are its own."""
+    for option in _asked(options, LATER):
+        raise SprigError(f"{option} is not part of this version; leave it out.")
+    if options.skeleton not in SKELETON_SOURCES:
+        raise SprigError(
+            f"--skeleton {options.skeleton}: fitting a given skeleton is not part of this version; use --skeleton "
+            f"{' or '.join(SKELETON_SOURCES)}."
+        )
+    if options.skeleton != "learned":
+        for option in _asked(options, OF_THE_NETWORKS):
+            raise SprigError(f"{option} belongs to the networks; add --skeleton learned, or leave it out.")
+    for option in ("--checkpoint-skeleton", "--checkpoint-skinning"):
+        path = _value(options, option)
+        if path is not None and not path.is_file():
+            raise SprigError(f"{path} is no file; give {option} the file of a network.")
+
+
+def _asked(options, nothing: dict) -> list[str]:
+    return [option for option, unasked in nothing.items() if _value(options, option) != unasked]
+
+
+def _value(options, option: str):
+    return getattr(options, option.removeprefix("--").replace("-", "_"))
 
 
 def _check_input(options) -> bool:
@@ -394,7 +407,7 @@ def _check_libraries():
 
 
 def _rig(options, console: Console):
-    _refuse_networks(options)
+    _check_skeleton(options)
     if len(options.input) > 1:
         raise SprigError("Several INPUTs need --same-character, which is not part of this version; give one.")
     options.input = options.input[0]
@@ -505,6 +518,10 @@ def _rig_options(options) -> RigOptions:
         rest_correction=options.rest_correction == "on",
         stretch=options.stretch,
         anchor=options.anchor,
+        candidates=options.candidates,
+        temperature=options.temperature,
+        checkpoint_skeleton=options.checkpoint_skeleton,
+        checkpoint_skinning=options.checkpoint_skinning,
         seed=options.seed,
         device=options.device,
     )

@@ -27,6 +27,7 @@ class SPRIG_PT_main(Panel):
         settings.enabled = running is None
         _draw_chosen(settings, context)
         _draw_settings(settings, context)
+        _draw_networks(settings, context)
         _draw_advanced(settings, context)
         layout.separator()
         if running:
@@ -68,8 +69,27 @@ def _draw_settings(layout, context) -> None:
         column.prop(settings, "anchor_frame")
 
     column = layout.column()
+    column.row().prop(settings, "skeleton", expand=True)
     column.row().prop(settings, "joints_mode", expand=True)
-    column.prop(settings, "tolerance" if settings.joints_mode == "AUTO" else "joints")
+    if settings.joints_mode == "NUMBER":
+        column.prop(settings, "joints")
+    elif settings.skeleton != "learned":  # networks count joints themselves
+        column.prop(settings, "tolerance")
+
+
+def _draw_networks(layout, context) -> None:
+    settings = context.scene.sprig
+    if settings.skeleton != "learned":
+        return
+    header, body = layout.panel("SPRIG_PT_networks", default_closed=True)
+    header.label(text="Networks")
+    if body is None:
+        return
+    column = body.column()
+    column.prop(settings, "candidates")
+    column.prop(settings, "temperature")
+    column.prop(settings, "checkpoint_skeleton", text="Skeleton")
+    column.prop(settings, "checkpoint_skinning", text="Skinning")
 
 
 def _draw_advanced(layout, context) -> None:

@@ -1,8 +1,8 @@
 """The libraries that SPRig installs into Blender on request: exact versions and the hashes of their files.
 
-Blender brings numpy; torch and its few pure-Python requirements, scipy and trimesh are ours to add. A wheel is named
-by SYSTEM-PYTHON (`linux-cp311`), by SYSTEM alone, or `any` when the same file serves everybody; where a row has no
-hash for a machine, there is no tested build and nothing is downloaded (a folder of wheels still works there).
+Blender brings numpy; torch and its few pure-Python requirements, scipy, trimesh and safetensors are ours to add. A
+wheel is named by SYSTEM-PYTHON (`linux-cp311`), by SYSTEM alone, or `any` when the same file serves everybody; where a
+row has no hash for a machine, there is no tested build and nothing is downloaded (a folder of wheels still works).
 setuptools, which torch lists as well, is only needed to compile extensions of torch and is left out.
 """
 
@@ -29,7 +29,8 @@ class Wheel:
 
     def hash_for(self, machine: str) -> str | None:
         """The hash of the file for `machine` (see `this_machine`), None where there is no tested build."""
-        return self.sha256.get("any") or self.sha256.get(machine)
+        system = machine.partition("-")[0]
+        return self.sha256.get("any") or self.sha256.get(system) or self.sha256.get(machine)
 
 
 def this_machine() -> str:
@@ -73,6 +74,17 @@ PINNED = (
         "trimesh",
         1,
         {"any": "04db2c7ec62afdd7763fb04c82bb5f257ddd984993a19ee83697f475fc58fd29"},
+    ),
+    Wheel(
+        "safetensors",
+        "0.8.0",
+        "safetensors",
+        0.5,
+        {
+            "linux": "fd6f3f93c9a0a7cc2788ee63fb763353d4bd2e89b0751bc78fcf7dda00bea774",
+            "windows": "096ec1a98435df7beb08853bb5aa9081a84f23d0adc67ed1a0a10550f608373f",
+            "macos": "c80201d22cbf405b80647a60ada77bba06c8fba2da2743ba1e89cdcc39a81f25",
+        },
     ),
     Wheel(
         "typing_extensions",

@@ -47,6 +47,40 @@ class SPRIG_PG_settings(PropertyGroup):
         description="Frame whose shape becomes the rest pose; it has to be one of the frames read",
         default=1,
     )
+    skeleton: EnumProperty(
+        name="Skeleton",
+        description="Where skeleton and skin weights come from",
+        items=(
+            ("auto", "Auto", "The best that this version has: the motion"),
+            ("learned", "Learned", "The networks' rig of the rest pose; only its poses are fitted to the motion"),
+            ("motion", "Motion", "The motion alone, without networks"),
+        ),
+        default="auto",
+    )
+    candidates: IntProperty(
+        name="Candidates",
+        description="Skeletons that the network proposes, of which the likeliest is taken",
+        default=1,
+        min=1,
+        soft_max=16,
+    )
+    temperature: FloatProperty(
+        name="Temperature",
+        description="0: the likeliest skeleton; above: drawn by chance, the higher the more varied",
+        default=0.0,
+        min=0.0,
+        soft_max=1.5,
+    )
+    checkpoint_skeleton: StringProperty(
+        name="Skeleton Network",
+        description="File of a skeleton network (SPRig's .safetensors, Puppeteer's .pth); empty for SPRig's own",
+        subtype="FILE_PATH",
+    )
+    checkpoint_skinning: StringProperty(
+        name="Skinning Network",
+        description="File of a skinning network (SPRig's .safetensors, Puppeteer's .pth); empty for SPRig's own",
+        subtype="FILE_PATH",
+    )
     joints_mode: EnumProperty(
         name="Joints",
         description="How the number of joints is found",

@@ -1,0 +1,1 @@
+"""Skeletons from points: tokens, the autoregressive decoder, and generation that cannot leave the grammar."""

@@ -1,0 +1,116 @@
+"""Rigs from networks, end to end. These networks are small and untrained: what a rig is does not depend on them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from sprig.backend.checkpoint import save_checkpoint
+from sprig.backend.errors import SprigError
+from sprig.backend.kinematics import linear_blend_skinning
+from sprig.backend.pipeline import RigOptions, rig_sequence
+from sprig.backend.sequence import MeshSequence
+from sprig.backend.skeleton.network import SkeletonConfig, SkeletonNetwork
+from sprig.backend.skinning.network import SkinningConfig, SkinningNetwork
+from sprig.sprig_blender import cli
+
+from .creatures import chain
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    """Options that name the files of a small skeleton decoder and a small skinning network."""
+    folder = tmp_path_factory.mktemp("networks")
+    torch.manual_seed(0)
+    skeleton = SkeletonNetwork(
+        SkeletonConfig(width=32, heads=2, seeds=32, neighbours=8, encoder_blocks=1, decoder_blocks=1, most_joints=12)
+    )
+    skinning = SkinningNetwork(
+        SkinningConfig(width=24, heads=2, shape_tokens=4, shape_blocks=1, joint_blocks=1, point_blocks=1, support=256)
+    )
+    for kind, network in (("skeleton", skeleton), ("skinning", skinning)):
+        save_checkpoint(folder / f"{kind}.safetensors", network, {"command": "made by a test"})
+    return {f"checkpoint_{kind}": str(folder / f"{kind}.safetensors") for kind in ("skeleton", "skinning")}
+
+
+def learned(sequence, networks, **options):
+    return rig_sequence(sequence, RigOptions(skeleton="learned", **networks, **options))
+
+
+def test_the_networks_rig_is_kept_and_only_posed(networks):
+    sequence, *_ = chain(3, 12)
+    rig = learned(sequence, networks)
+    assert rig.provenance["skeleton_source"] == "learned"
+    assert np.isfinite(rig.confidence).all() and (rig.confidence > 0).all() and (rig.confidence <= 1).all()
+    np.testing.assert_array_equal(rig.rest_vertices, sequence.vertices[rig.anchor])  # no rest correction
+    np.testing.assert_allclose(rig.motion[rig.anchor], np.broadcast_to(np.eye(4), rig.motion.shape[1:]), atol=1e-6)
+    size = np.linalg.norm(np.ptp(sequence.vertices[rig.anchor], axis=0))
+    for f in (0, 5):
+        posed = linear_blend_skinning(rig.rest_vertices, rig.weights, rig.motion[f])
+        error = 100 / size * np.sqrt(((posed - sequence.vertices[f]) ** 2).sum(1).mean())
+        assert error == pytest.approx(rig.rmse_per_frame[f], abs=1e-4)
+    again = learned(sequence, networks)
+    np.testing.assert_array_equal(again.weights, rig.weights)
+    np.testing.assert_array_equal(again.skeleton.joints, rig.skeleton.joints)
+
+
+def test_a_single_mesh_and_one_that_stands_still_get_a_rig_without_motion(networks):
+    sequence, *_ = chain(3, 12)
+    still = MeshSequence(np.repeat(sequence.vertices[:1], 4, axis=0), sequence.faces)
+    single = MeshSequence(sequence.vertices[:1], sequence.faces)
+    for case in (still, single):
+        rig = learned(case, networks)
+        assert rig.motion.shape[0] == case.frame_count and rig.rmse < 1e-3
+        assert not rig.seen_in_motion.any()
+        with pytest.raises(SprigError, match="--skeleton learned"):
+            rig_sequence(case, RigOptions(skeleton="motion"))
+
+
+def test_the_number_of_joints_can_be_given(networks):
+    sequence, *_ = chain(3, 6)
+    assert len(learned(sequence, networks, joints=5).skeleton) == 5
+    with pytest.raises(SprigError):
+        learned(sequence, networks, joints=13)  # this network holds 12
+
+
+def test_drawn_skeletons_follow_the_seed(networks):
+    sequence, *_ = chain(3, 6)
+    first, second, other = (
+        learned(sequence, networks, temperature=1.0, candidates=3, joints=6, seed=seed) for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first.skeleton.joints, second.skeleton.joints)
+    assert np.abs(first.skeleton.joints - other.skeleton.joints).max() > 0
+
+
+def test_a_rig_moves_with_its_mesh(networks):
+    """Elsewhere and at another size it is the same rig: networks see the unit cube."""
+    sequence, *_ = chain(3, 6)
+    here = learned(sequence, networks)
+    moved = MeshSequence.from_world(sequence.vertices.astype(np.float64) * 8 + [16, -32, 64], sequence.faces)
+    there = learned(moved, networks)
+    np.testing.assert_array_equal(there.skeleton.parents, here.skeleton.parents)
+    np.testing.assert_allclose(
+        there.skeleton.joints + there.origin, here.skeleton.joints * 8 + [16, -32, 64], atol=1e-2
+    )
+
+
+def test_on_the_command_line(networks, tmp_path):
+    sequence, *_ = chain(3, 8)
+    np.savez(tmp_path / "tube.npz", vertices=sequence.vertices, faces=sequence.faces)
+    out, report = tmp_path / "rig.npz", tmp_path / "rig.json"
+    options = [f"--{name.replace('_', '-')}={file}" for name, file in networks.items()]
+    arguments = ["rig", str(tmp_path / "tube.npz"), "-o", str(out), "-q", "--report", str(report)]
+    assert cli.main([*arguments, "--skeleton", "learned", "--joints", "4", *options]) == 0
+    told = json.loads(report.read_text())
+    assert told["skeleton_source"] == "learned" and len(told["joints"]) == 4
+    assert set(told["checkpoints"]) == {"skeleton", "skinning"}
+    assert all(0 < joint["confidence"] <= 1 for joint in told["joints"])
+    assert {"networks", "learned", "motion"} <= set(told["seconds"])
+
+
+def test_files_in_each_others_place_are_refused(networks):
+    sequence, *_ = chain(3, 6)
+    swapped = dict(zip(networks, reversed(networks.values()), strict=True))
+    with pytest.raises(SprigError, match="skinning"):
+        learned(sequence, swapped)
