@@ -39,8 +39,7 @@ class NetworkRig:
 class Networks:
     """The two networks on one device; `checkpoints` says which files they came from, for the report.
 
-    `as_released`: the skeleton network is Puppeteer's, whose order of joints is not known to put parents first, so that
-    the grammar of `generate` may contradict it.
+    `released`: those of "skeleton" and "skinning" that are Puppeteer's. They are large and run in bfloat16 on CUDA.
     """
 
     skeleton: object
@@ -48,13 +47,16 @@ class Networks:
     device: str
     checkpoints: dict
     warnings: tuple[str, ...]
-    as_released: bool = False
+    released: frozenset[str] = frozenset()
 
 
 def load_networks(skeleton_file=None, skinning_file=None, device: str = "cpu") -> Networks:
     """Load both networks, SPRig's own where no file is given. Raises SprigError for one that is missing or unusable."""
+    from .checkpoint import fingerprint
+
     loaded, checkpoints, warnings = {}, {}, []
-    for kind, file in (("skeleton", skeleton_file), ("skinning", skinning_file)):
+    files = {"skeleton": skeleton_file, "skinning": skinning_file}
+    for kind, file in files.items():
         path = Path(file) if file else SHIPPED / f"{kind}.safetensors"
         if not file and not path.is_file():
             raise SprigError(
@@ -64,10 +66,8 @@ def load_networks(skeleton_file=None, skinning_file=None, device: str = "cpu") -
         network, found = _load(path, kind, device)
         loaded[kind] = network
         warnings += found
-        from .checkpoint import fingerprint
-
         checkpoints[kind] = {"file": path.name, "fingerprint": fingerprint(path)}
-    released = bool(skeleton_file) and _is_puppeteer(skeleton_file)
+    released = frozenset(kind for kind, file in files.items() if file and _is_puppeteer(file))
     return Networks(loaded["skeleton"], loaded["skinning"], device, checkpoints, tuple(warnings), released)
 
 
@@ -108,19 +108,20 @@ def rig_shape(
     cube = UnitCube.of(vertices)
     inside = cube.to_cube(vertices)
     seen = sample_surface(inside, faces, SKELETON_POINTS, seed).at(inside, faces)
-    found, warnings = _skeleton(
-        networks,
-        torch.as_tensor(seen, device=networks.device)[None],
-        joints,
-        candidates,
-        temperature,
-        seed,
-        lambda share, text: progress(0.8 * share, text),
-    )
+    with _precision(networks, "skeleton"):
+        found, warnings = _skeleton(
+            networks,
+            torch.as_tensor(seen, device=networks.device)[None],
+            joints,
+            candidates,
+            temperature,
+            seed,
+            lambda share, text: progress(0.8 * share, text),
+        )
     progress(0.8, "Weighting the skin")
     samples = sample_surface(inside, faces, SKINNING_POINTS, seed + 1)
     points = samples.at(inside, faces)
-    with torch.no_grad():
+    with torch.no_grad(), _precision(networks, "skinning"):
         weights = networks.skinning(
             torch.as_tensor(points, device=networks.device)[None],
             torch.as_tensor(found.joints, dtype=torch.float32, device=networks.device)[None],
@@ -130,7 +131,7 @@ def rig_shape(
     mesh_edges = edges(faces)
     label = islands(len(inside), mesh_edges)
     carried = points_to_vertices(
-        weights.cpu().numpy(),
+        weights.float().cpu().numpy(),
         points,
         label[samples.nearest_corner(faces)],
         inside,
@@ -144,12 +145,21 @@ def rig_shape(
     return NetworkRig(cube.from_cube(found.joints), found.parents, carried, found.confidence, warnings)
 
 
+def _precision(networks: Networks, kind: str):
+    half = networks.device == "cuda" and kind in networks.released
+    return load_torch().autocast(networks.device, dtype=load_torch().bfloat16, enabled=half)
+
+
 def _skeleton(networks: Networks, points, joints, candidates: int, temperature: float, seed: int, progress):
-    """The likeliest skeleton for points (1,N,6), and what the user should know about it."""
+    """The likeliest skeleton for points (1,N,6), and what the user should know about it.
+
+    Puppeteer's is decoded as its authors do and then repaired, unless options ask for more: whether its joints come
+    parents first, which the grammar of `generate` insists on, is not known.
+    """
     from .skeleton.generate import GeneratedSkeleton, generate
 
     plain = joints is None and candidates == 1 and temperature == 0
-    if networks.as_released and plain:
+    if "skeleton" in networks.released and plain:
         from .puppeteer.repair import greedy_tree
 
         progress(0.0, "Decoding the skeleton")

@@ -4,34 +4,20 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
-from sprig.backend.checkpoint import save_checkpoint
 from sprig.backend.errors import SprigError
 from sprig.backend.kinematics import linear_blend_skinning
 from sprig.backend.pipeline import RigOptions, rig_sequence
 from sprig.backend.sequence import MeshSequence
-from sprig.backend.skeleton.network import SkeletonConfig, SkeletonNetwork
-from sprig.backend.skinning.network import SkinningConfig, SkinningNetwork
 from sprig.sprig_blender import cli
 
 from .creatures import chain
+from .small_networks import small_networks
 
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory):
-    """Options that name the files of a small skeleton decoder and a small skinning network."""
-    folder = tmp_path_factory.mktemp("networks")
-    torch.manual_seed(0)
-    skeleton = SkeletonNetwork(
-        SkeletonConfig(width=32, heads=2, seeds=32, neighbours=8, encoder_blocks=1, decoder_blocks=1, most_joints=12)
-    )
-    skinning = SkinningNetwork(
-        SkinningConfig(width=24, heads=2, shape_tokens=4, shape_blocks=1, joint_blocks=1, point_blocks=1, support=256)
-    )
-    for kind, network in (("skeleton", skeleton), ("skinning", skinning)):
-        save_checkpoint(folder / f"{kind}.safetensors", network, {"command": "made by a test"})
-    return {f"checkpoint_{kind}": str(folder / f"{kind}.safetensors") for kind in ("skeleton", "skinning")}
+    return small_networks(tmp_path_factory.mktemp("networks"))
 
 
 def learned(sequence, networks, **options):

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sprig.backend.errors import SprigError
+from sprig.backend.pipeline import RigOptions, rig_sequence
 from sprig.backend.puppeteer import load, parity, repair
 from sprig.backend.puppeteer.__main__ import main
 from sprig.backend.puppeteer.michelangelo import MichelangeloConfig, to_encoder_frame
@@ -21,6 +22,8 @@ from sprig.backend.puppeteer.skeleton import PuppeteerSkeleton, SkeletonConfig
 from sprig.backend.puppeteer.skinning import NON_COMMERCIAL, PuppeteerSkinning, SkinningConfig, hop_distances
 from sprig.backend.skeleton.generate import generate
 from sprig.backend.skeleton.tokens import decode, encode
+
+from .creatures import chain
 
 JOINTS = SkeletonConfig()
 BONES = SkeletonConfig(tokens_per_slot=6, slots=100)
@@ -561,3 +564,26 @@ def test_grids_are_read_and_filled_as_torch_would():
     planes = torch.stack([column, 10 * column.T, torch.zeros(5, 5)])[None, :, None]
     read = sample_planes(planes, torch.tensor([[[0.5, -1, 0], [-1, 1, 1]]]))
     torch.testing.assert_close(read[0, :, 0], torch.tensor([3.0 + 20, 0 + 40]))
+
+
+# ---- in the pipeline
+
+
+@pytest.mark.parametrize("kind", ["joints", "bones"])
+def test_a_sequence_is_rigged_with_puppeteers_files(kind, tmp_path):
+    """As its authors decode, so without confidence; the licence of the skinning file is a warning."""
+    for name, model in (
+        ("skeleton", network(PuppeteerSkeleton, SKELETONS[kind])),
+        ("skinning", network(PuppeteerSkinning, TINY_SKINNING)),
+    ):
+        torch.save({"model": model.state_dict()}, tmp_path / f"{name}.pth")
+    files = {f"checkpoint_{name}": tmp_path / f"{name}.pth" for name in ("skeleton", "skinning")}
+    sequence, *_ = chain(3, 4)
+    rig = rig_sequence(sequence, RigOptions(skeleton="learned", **files))
+    assert NON_COMMERCIAL in rig.warnings and np.isnan(rig.confidence).all()
+    if kind == "joints":
+        chosen = rig_sequence(sequence, RigOptions(skeleton="learned", joints=4, **files))
+        assert len(chosen.skeleton) == 4 and np.isfinite(chosen.confidence).all()
+    else:
+        with pytest.raises(SprigError):
+            rig_sequence(sequence, RigOptions(skeleton="learned", joints=4, **files))

@@ -12,6 +12,7 @@ import pytest
 
 from sprig.backend.pipeline import RigOptions
 
+from ..small_networks import small_networks
 from .rigs import mesh_object, tube
 from .scene_state import scene_state
 
@@ -230,6 +231,27 @@ def test_settings_mean_what_the_command_line_means(addon):
     options = RigOptions(**addon.auto_rig.rig_choices(bpy.context))
     assert (options.joints, options.anchor, options.influences, options.seed) == (7, 5, 2, 11)
     assert not options.rest_correction and options.stretch == "auto"
+    settings.skeleton, settings.candidates, settings.temperature = "learned", 4, 0.5
+    settings.checkpoint_skeleton = "/networks/mine.safetensors"
+    options = RigOptions(**addon.auto_rig.rig_choices(bpy.context))
+    assert (options.skeleton, options.candidates, options.temperature) == ("learned", 4, 0.5)
+    assert (options.checkpoint_skeleton, options.checkpoint_skinning) == ("/networks/mine.safetensors", None)
+
+
+@pytest.mark.parametrize(
+    "source", [by_shape_keys, lambda: mesh_object(*tube(rings=24), "Body")], ids=["moving", "still"]
+)
+def test_networks_rig_what_moves_and_what_does_not(source, addon, tmp_path):
+    """Every bone says how sure the network was; a mesh that stands still gets bones as well."""
+    settings = bpy.context.scene.sprig
+    settings.skeleton = "learned"
+    for name, file in small_networks(tmp_path).items():
+        setattr(settings, name, file)
+    armature = rig(source())
+    assert all(0 < bone["sprig_confidence"] <= 1 for bone in armature.data.bones)
+    settings.checkpoint_skeleton = str(tmp_path / "nowhere.safetensors")
+    with pytest.raises(RuntimeError, match=r"nowhere\.safetensors"):
+        bpy.ops.sprig.auto_rig_sequence()
 
 
 def test_going_to_the_worst_frame(addon):
