@@ -62,10 +62,11 @@ test-window: $(VENV)/ready ## the tests in a Blender window, which the program n
 zip: $(VENV)/ready ## the Blender extension, dist/sprig-VERSION.zip
 	$(RUN) tools/build_zip.py dist
 
-bench: $(VENV)/ready ## tables: accuracy, speed, scaling, time of every stage
+bench: $(VENV)/ready ## tables: accuracy, speed, scaling, networks, time of every stage
 	$(RUN) benchmarks/accuracy.py
 	$(RUN) benchmarks/speed.py
 	$(RUN) benchmarks/scaling.py
+	$(RUN) benchmarks/networks.py
 	$(RUN) -m pytest -q benchmarks/test_stages.py --benchmark-group-by=group --benchmark-columns=median,iqr,rounds
 
 lint: $(VENV)/ready ## ruff

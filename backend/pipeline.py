@@ -100,7 +100,7 @@ def rig_sequence(sequence: MeshSequence, options: RigOptions = RigOptions(), pro
         )
         rotation_range, seen = joint_evidence(fit.motion, fit.joints, fit.parents, anchor, size)
         errors = rmse_per_frame(rest, weights, fit.motion, sequence.vertices, size)
-        warnings = [*prepared.warnings, *fit.warnings, *_error_warning(errors)]
+        warnings = [*prepared.warnings, *fit.warnings, *_error_warning(errors, learned)]
     progress(1.0, "Done")
     return Rig(
         skeleton=skeleton,
@@ -198,11 +198,12 @@ def _learned_fit(prepared, anchor: int, options: RigOptions, device: str, clock,
     return _Fit(rig.joints, rig.parents, rig.weights, rest, motion, provenance, rig.warnings, rig.confidence)
 
 
-def _error_warning(errors) -> list[str]:
+def _error_warning(errors, learned: bool) -> list[str]:
     error = float(np.sqrt(np.mean(errors**2)))
     if error <= HIGH_ERROR:
         return []
-    return [f"The rig replays the sequence only to {error:.2g} % of its size; ask for more joints or allow stretch."]
+    advice = "take the skeleton from the motion" if learned else "ask for more joints or allow stretch"
+    return [f"The rig replays the sequence only to {error:.2g} % of its size; {advice}."]
 
 
 class _Clock:

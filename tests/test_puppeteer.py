@@ -587,3 +587,21 @@ def test_a_sequence_is_rigged_with_puppeteers_files(kind, tmp_path):
     else:
         with pytest.raises(SprigError):
             rig_sequence(sequence, RigOptions(skeleton="learned", joints=4, **files))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_the_gpu_gives_the_same_numbers():
+    points = cloud(200)
+    skeleton, skinning = network(PuppeteerSkeleton, TINY_SKELETON), network(PuppeteerSkinning, TINY_SKINNING)
+    ids = torch.as_tensor(encode(np.zeros((3, 3)), [-1, 0, 1]))[None]
+    joints = torch.rand(1, 6, 3, generator=torch.Generator().manual_seed(1)) - 0.5
+    parents, valid = torch.arange(-1, 5)[None], torch.ones(1, 6, dtype=torch.bool)
+    with torch.no_grad():
+        logits = skeleton(skeleton.condition(points), ids)
+        weights = skinning(points, joints, parents, valid)
+        skeleton, skinning = skeleton.cuda(), skinning.cuda()
+        there = skeleton(skeleton.condition(points.cuda()), ids.cuda())
+        torch.testing.assert_close(there.cpu(), logits, atol=1e-3, rtol=1e-3)
+        there = skinning(points.cuda(), joints.cuda(), parents.cuda(), valid.cuda())
+        torch.testing.assert_close(there.cpu(), weights, atol=1e-3, rtol=1e-3)
