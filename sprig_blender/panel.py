@@ -69,7 +69,7 @@ def _draw_settings(layout, context) -> None:
         column.prop(settings, "anchor_frame")
 
     column = layout.column()
-    column.row().prop(settings, "skeleton", expand=True)
+    column.prop(settings, "skeleton")
     column.row().prop(settings, "joints_mode", expand=True)
     if settings.joints_mode == "NUMBER":
         column.prop(settings, "joints")
