@@ -82,8 +82,8 @@ def generate(
 
     model: in eval mode, on the device of the points. With temperature 0 the result is the best that a search with
     max(beams, candidates) beams finds, one beam being greedy decoding. Otherwise the candidates are drawn at this
-    temperature from the likeliest tokens that hold `top_p` of the probability; candidate k depends on `seed` and k
-    alone, and two may be equal.
+    temperature from the likeliest tokens that hold `top_p` of the probability, the same for the same `seed`; two may be
+    equal.
     `joints`: that many exactly, or no more if `at_most`. `prefix`: joints (K,3) and parents (K,), parents first, that
     the skeleton begins with; they come back where they were given, not rounded to bins.
     `progress` is called at every joint and may raise Cancelled.
