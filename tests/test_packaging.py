@@ -88,6 +88,7 @@ def test_wheel_holds_what_we_ship(checkout, wheel):
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     python = {name for name in checkout if name.endswith(".py") and PurePosixPath(name).parts[0] in IN_THE_WHEEL}
     data = {name for name in checkout if name.startswith(("examples/", "weights/"))}
+    data |= {name for name in checkout if name.startswith("training/") and name.endswith(".txt")}
     assert names == {f"sprig/{name}" for name in python | data | {"blender_manifest.toml"}}
     assert wheel.stat().st_size < PACKAGES_STAY_BELOW
 
