@@ -14,9 +14,7 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import re
-import secrets
 import stat
 import threading
 import typing
@@ -30,6 +28,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from .errors import SprigError
 from .formats.checks import file_errors
+from .formats.whole_file import whole_file
 
 FORMAT = "sprig"
 VERSION = 1  # raised when a network or its config changes so that older files no longer mean the same
@@ -70,19 +69,8 @@ def save_checkpoint(path, model, provenance: dict) -> None:
         "provenance": json.dumps(provenance, allow_nan=False),
     }
     data = save(tensors, metadata)  # refuses tensors that share memory, which would come back untied
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        if path.exists() and not os.access(path, os.W_OK):
-            raise PermissionError(13, "it is write-protected")
-        try:
-            _write(temporary, data, metadata)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise SprigError(
-            f"{path} cannot be written ({error.strerror or error}); check the folder, its permissions and free space."
-        ) from error
+    with whole_file(path) as temporary:
+        _write(temporary, data, metadata)
 
 
 def load_checkpoint(path, kind: str, device="cpu", classes: dict | None = None) -> torch.nn.Module:

@@ -1,5 +1,7 @@
 """What tests of the command line share."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,3 +18,16 @@ def one_line(text):
     assert text.endswith("\n") and text.count("\n") == 1, text
     assert text.startswith("sprig: ") and "Traceback" not in text, text
     return text
+
+
+def start(*arguments, **settings):
+    """A run in a process of its own."""
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=OUTSIDE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        **settings,
+    )

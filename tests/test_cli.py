@@ -22,7 +22,7 @@ from sprig.backend.pipeline import RigOptions, rig_sequence
 from sprig.backend.sequence import MeshSequence
 from sprig.sprig_blender import cli
 
-from .command_line import COMMAND, OUTSIDE, listing, one_line
+from .command_line import COMMAND, OUTSIDE, listing, one_line, start
 from .small_files import WRITERS, write_clip
 
 RIG_SHAPES = {  # DESIGN 5; V, J, F, M as letters
@@ -501,20 +501,6 @@ def test_no_memory_is_one_sentence(bar, capsys, monkeypatch):
 
 
 # ---- processes
-
-
-def start(*arguments, **settings):
-    """A run in a process of its own, printing without delay."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=OUTSIDE,
-        env=environment,
-        **settings,
-    )
 
 
 @pytest.fixture

@@ -533,6 +533,21 @@ def test_order_of_points_and_joints_does_not_matter():
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
 
 
+@torch.no_grad()
+def test_a_frames_features_serve_several_skeletons():
+    """PartField, the slow part, runs once; what is kept gives the same weights as the whole network."""
+    model = network(PuppeteerSkinning, TINY_SKINNING)
+    joints, parents, valid = small_skeleton()
+    skeletons = [(joints, parents, valid), (joints.flip(2), parents, valid)]
+    expected = [model(cloud(), *skeleton) for skeleton in skeletons]
+    runs = []
+    model.point_embed.register_forward_hook(lambda *_: runs.append(1))
+    streams = model.encode(cloud())
+    for skeleton, weights in zip(skeletons, expected, strict=True):
+        torch.testing.assert_close(model.weights(streams, *skeleton), weights)
+    assert len(runs) == 1 and (expected[0] - expected[1]).abs().max() > 1e-3
+
+
 def test_mixed_precision_and_gradients_stay_finite_with_padding():
     model = network(PuppeteerSkinning, TINY_SKINNING)
     joints, parents, valid = small_skeleton()

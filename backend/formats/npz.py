@@ -7,8 +7,6 @@ acceptable and that so many bytes can be there, so a small file cannot make us a
 from __future__ import annotations
 
 import lzma
-import os
-import secrets
 import tokenize
 import zipfile
 import zlib
@@ -23,6 +21,7 @@ from ..kinematics import world_bones
 from ..rig import Rig
 from ..sequence import MeshSequence
 from . import checks
+from .whole_file import whole_file
 
 MAX_DEFLATE_RATIO = 1040  # deflate packs at most 1,032 bytes into one; a member that claims more is damaged or forged
 MAX_JOINTS = 10_000  # of a rig that is read: a whole crowd of characters
@@ -89,19 +88,8 @@ def write_rig(path, rig: Rig) -> None:
     }
     assert tuple(arrays) == RIG_KEYS, tuple(arrays)
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        if path.exists() and not os.access(path, os.W_OK):
-            raise PermissionError(13, "it is write-protected")
-        try:
-            _write(temporary, arrays)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise SprigError(
-            f"{path} cannot be written ({error.strerror or error}); check the folder, its permissions and free space."
-        ) from error
+    with whole_file(path) as temporary:
+        _write(temporary, arrays)
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:

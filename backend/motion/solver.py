@@ -90,7 +90,7 @@ def solve_motion(
         problem, counts.to(problem.X), key, few, nearest, influences, rest_correction, stretch, hierarchy, iterations
     )
     if joints is not None:
-        fit = solve.run(joints, lambda share, text: progress(share, text))
+        fit = solve.run(joints, progress)
         warnings = ()
         if len(fit.parents) < joints:
             warnings = (

@@ -2,9 +2,7 @@
 
 import importlib
 import json
-import os
 import signal
-import subprocess
 import sys
 
 import bpy
@@ -15,7 +13,7 @@ from sprig.backend.formats import read_sequence_file
 from sprig.sprig_blender import cli
 from sprig.sprig_blender.write_armature import evaluated_positions
 
-from ..command_line import COMMAND, OUTSIDE, listing, one_line
+from ..command_line import listing, one_line, start
 from .rigs import mesh_object, tube
 from .scene_files import FORMATS, KNOWS_USD_RATE, export, has
 
@@ -278,18 +276,6 @@ def test_a_scene_without_motion_is_refused(tmp_path, capfd):
 
 
 # ---- processes
-
-
-def start(*arguments, **settings):
-    return subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=OUTSIDE,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        **settings,
-    )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to children")
