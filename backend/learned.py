@@ -18,9 +18,21 @@ from .points import UnitCube, sample_surface
 from .surface import edges, islands, vertex_normals
 
 SHIPPED = Path(__file__).resolve().parents[1] / "weights"  # skeleton.safetensors, skinning.safetensors
-SKELETON_POINTS = 8192  # surface points that the skeleton decoder sees
+SKELETON_POINTS = 2048  # surface points that the skeleton decoder sees, as many as in training
 SKINNING_POINTS = 8192  # surface points that get weights from the network; vertices take theirs from these
 PICKLES = (".pth", ".pt", ".ckpt")  # suffixes of Puppeteer's released files
+KINDS = ("skeleton", "skinning")
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkSkeleton:
+    """joints (J,3) float64 in the units of the shape, parents (J,), parents first; confidence (J,) in [0, 1], NaN where
+    there is none; warnings are sentences for the user."""
+
+    joints: np.ndarray
+    parents: np.ndarray
+    confidence: np.ndarray
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +49,7 @@ class NetworkRig:
 
 @dataclass(frozen=True, eq=False)
 class Networks:
-    """The two networks on one device; `checkpoints` says which files they came from, for the report.
+    """The two networks on one device, None for one that was not loaded; `checkpoints` says which files they came from.
 
     `released`: those of "skeleton" and "skinning" that are Puppeteer's. They are large and run in bfloat16 on CUDA.
     """
@@ -50,14 +62,17 @@ class Networks:
     released: frozenset[str] = frozenset()
 
 
-def load_networks(skeleton_file=None, skinning_file=None, device: str = "cpu") -> Networks:
-    """Load both networks, SPRig's own where no file is given. Raises SprigError for one that is missing or unusable."""
+def load_networks(skeleton_file=None, skinning_file=None, device: str = "cpu", kinds=KINDS) -> Networks:
+    """Load both networks or those of `kinds`, SPRig's own where no file is given.
+
+    Raises SprigError for one that is missing or unusable.
+    """
     from .checkpoint import fingerprint
 
     loaded, checkpoints, warnings = {}, {}, []
-    files = {"skeleton": skeleton_file, "skinning": skinning_file}
+    files = {kind: file for kind, file in zip(KINDS, (skeleton_file, skinning_file), strict=True) if kind in kinds}
     for kind, file in files.items():
-        path = Path(file) if file else SHIPPED / f"{kind}.safetensors"
+        path = Path(file) if file else shipped_file(kind)
         if not file and not path.is_file():
             raise SprigError(
                 f"This version of SPRig comes without a {kind} network; give one with --checkpoint-{kind}, or use "
@@ -68,7 +83,13 @@ def load_networks(skeleton_file=None, skinning_file=None, device: str = "cpu") -
         warnings += found
         checkpoints[kind] = {"file": path.name, "fingerprint": fingerprint(path)}
     released = frozenset(kind for kind, file in files.items() if file and _is_puppeteer(file))
-    return Networks(loaded["skeleton"], loaded["skinning"], device, checkpoints, tuple(warnings), released)
+    skeleton, skinning = (loaded.get(kind) for kind in KINDS)
+    return Networks(skeleton, skinning, device, checkpoints, tuple(warnings), released)
+
+
+def shipped_file(kind: str) -> Path:
+    """Where SPRig's own network of a kind is, or would be."""
+    return SHIPPED / f"{kind}.safetensors"
 
 
 def _is_puppeteer(path) -> bool:
@@ -102,47 +123,77 @@ def rig_shape(
     progress=no_progress,
 ) -> NetworkRig:
     """Rig one shape: vertices (N,3), faces (M,3). The same networks, options and seed give the same rig."""
+    found = find_skeleton(
+        vertices,
+        faces,
+        networks,
+        joints=joints,
+        candidates=candidates,
+        temperature=temperature,
+        seed=seed,
+        progress=lambda share, text: progress(0.8 * share, text),
+    )
+    progress(0.8, "Weighting the skin")
+    weights = weigh(vertices, faces, found.joints, found.parents, networks, influences=influences, seed=seed + 1)
+    warnings = (*networks.warnings, *found.warnings)
+    return NetworkRig(found.joints, found.parents, weights, found.confidence, warnings)
+
+
+def find_skeleton(
+    vertices,
+    faces,
+    networks: Networks,
+    *,
+    joints: int | None = None,
+    candidates: int = 1,
+    temperature: float = 0.0,
+    seed: int = 0,
+    progress=no_progress,
+) -> NetworkSkeleton:
+    """The likeliest skeleton for one shape: vertices (N,3), faces (M,3); `seed` chooses its surface points, too."""
+    torch = load_torch()
+    cube = UnitCube.of(vertices)
+    inside = cube.to_cube(vertices)
+    seen = sample_surface(inside, faces, SKELETON_POINTS, seed).at(inside, faces)
+    points = torch.as_tensor(seen, device=networks.device)[None]
+    with _precision(networks, "skeleton"):
+        found, warnings = _skeleton(networks, points, joints, candidates, temperature, seed, progress)
+    return NetworkSkeleton(cube.from_cube(found.joints), found.parents, found.confidence, warnings)
+
+
+def weigh(vertices, faces, joints, parents, networks: Networks, *, influences: int = 4, seed: int = 0) -> np.ndarray:
+    """Skin weights (N,J) float32, rows on the simplex, of one shape for a skeleton: joints (J,3) and parents (J,).
+
+    vertices (N,3), faces (M,3); `influences`: joints that may move one vertex; `seed` chooses the surface points.
+    """
     torch = load_torch()
     from .skinning.transfer import points_to_vertices
 
     cube = UnitCube.of(vertices)
     inside = cube.to_cube(vertices)
-    seen = sample_surface(inside, faces, SKELETON_POINTS, seed).at(inside, faces)
-    with _precision(networks, "skeleton"):
-        found, warnings = _skeleton(
-            networks,
-            torch.as_tensor(seen, device=networks.device)[None],
-            joints,
-            candidates,
-            temperature,
-            seed,
-            lambda share, text: progress(0.8 * share, text),
-        )
-    progress(0.8, "Weighting the skin")
-    samples = sample_surface(inside, faces, SKINNING_POINTS, seed + 1)
+    samples = sample_surface(inside, faces, SKINNING_POINTS, seed)
     points = samples.at(inside, faces)
     with torch.no_grad(), _precision(networks, "skinning"):
         weights = networks.skinning(
             torch.as_tensor(points, device=networks.device)[None],
-            torch.as_tensor(found.joints, dtype=torch.float32, device=networks.device)[None],
-            torch.as_tensor(found.parents, dtype=torch.long, device=networks.device)[None],
-            torch.ones((1, len(found.parents)), dtype=torch.bool, device=networks.device),
+            torch.as_tensor(cube.to_cube(joints), device=networks.device)[None],
+            torch.as_tensor(parents, dtype=torch.long, device=networks.device)[None],
+            torch.ones((1, len(parents)), dtype=torch.bool, device=networks.device),
         )[0]
     mesh_edges = edges(faces)
     label = islands(len(inside), mesh_edges)
-    carried = points_to_vertices(
+    corner = samples.nearest_corner(faces)
+    return points_to_vertices(
         weights.float().cpu().numpy(),
         points,
-        label[samples.nearest_corner(faces)],
+        label[corner],
         inside,
         vertex_normals(inside, faces),
         label,
         mesh_edges,
         influences=influences,
-        point_vertex=samples.nearest_corner(faces),
+        point_vertex=corner,
     )
-    warnings = (*networks.warnings, *warnings)
-    return NetworkRig(cube.from_cube(found.joints), found.parents, carried, found.confidence, warnings)
 
 
 def _precision(networks: Networks, kind: str):

@@ -1,4 +1,4 @@
-"""The command line: `sprig rig`, `sprig inspect`, `sprig demo`; inside Blender `blender -c sprig …`.
+"""The command line: `sprig rig`, `sprig inspect`, `sprig demo`, `sprig evaluate`; inside Blender `blender -c sprig …`.
 
 Here are the options, the checks that cost nothing, and the one place where errors become an exit status:
 0 success, 2 bad input or usage (one line on standard error), 130 cancelled, 1 a bug of ours (the line names a log).
@@ -267,7 +267,9 @@ def _add_rigging(parser):
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     options, unknown = _parser().parse_known_args(arguments)
-    if unknown and options.run is not _later:  # whatever belongs to a later command gets that command's answer
+    if options.run is _evaluate:  # its options are its own
+        options.evaluation = _evaluation().parse(unknown, "sprig evaluate")
+    elif unknown and options.run is not _later:  # whatever belongs to a later command gets that command's answer
         raise SprigError(f"unrecognized arguments: {' '.join(unknown)}; see sprig --help")
     return options
 
@@ -301,9 +303,11 @@ def _parser() -> _Parser:
     demo.add_argument("-q", "--quiet", action="store_true", help="print nothing on standard output")
     demo.set_defaults(run=_demo)
 
-    for name, purpose in (("finetune", "train the networks on sequences"), ("evaluate", "score rigs on a benchmark")):
-        later = commands.add_parser(name, help=f"{purpose} (not in this version)", add_help=False)
-        later.set_defaults(run=_later, quiet=False, command=name)
+    evaluate = commands.add_parser("evaluate", help="score the networks on a benchmark", add_help=False)
+    evaluate.set_defaults(run=_evaluate, quiet=False)
+    about = "train the networks on sequences (not in this version)"
+    later = commands.add_parser("finetune", help=about, add_help=False)
+    later.set_defaults(run=_later, quiet=False, command="finetune")
     return parser
 
 
@@ -623,6 +627,20 @@ def _inspection(sequence: MeshSequence, source) -> dict:
         "size": box.tolist(),
         "warnings": list(warnings),
     }
+
+
+def _evaluation():
+    """The module behind `sprig evaluate`; SprigError where it is not installed."""
+    if importlib.util.find_spec("..training", __package__) is None:
+        raise SprigError("sprig evaluate needs the training package, which the add-on lacks; pip install sprig.")
+    _check_libraries()
+    from ..training import evaluate
+
+    return evaluate
+
+
+def _evaluate(options, console: Console):
+    _evaluation().run(options.evaluation, console.say, console.progress)
 
 
 def _later(options, console: Console):

@@ -107,7 +107,7 @@ def test_forward_has_the_promised_shapes_and_repeats_itself():
     model, (points, ids) = network(), batch()
     condition = model.condition(points)
     logits = model(condition, ids)
-    assert condition.shape == (2, TINY.seeds, TINY.width) and logits.shape == (2, ids.shape[1], 131)
+    assert condition.tokens.shape == (2, TINY.seeds, TINY.width) and logits.shape == (2, ids.shape[1], 131)
     assert logits.dtype == torch.float32
     assert torch.equal(logits, model(model.condition(points), ids))
     assert torch.equal(logits, network()(condition, ids))
@@ -184,7 +184,7 @@ def test_the_order_of_the_points_does_not_matter(seed):
 def test_few_and_coinciding_points_are_no_trouble():
     model = network()
     for points in (torch.zeros(1, 1, 6), torch.zeros(1, 50, 6), batch()[0][:, :3]):
-        assert model.condition(points).isfinite().all()
+        assert model.condition(points).tokens.isfinite().all()
 
 
 def test_every_parameter_learns():

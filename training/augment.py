@@ -22,12 +22,12 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from ..backend.metrics import unit_cube
 from ..backend.skeleton.tokens import MOST_JOINTS, encode_batch, order_joints, reorder
@@ -51,7 +51,9 @@ class AugmentConfig:
     thickness: float = 0.3  # … and across it
     mirror: float = 0.5  # chance of x -> -x
     stretch: float = 0.15  # largest change of each axis of the whole, a factor as above
-    yaw: float = 180.0  # largest turn about z
+    quarter: float = 0.75  # chance to stay close to the axes: a multiple of 90 degrees about z, as exports have it, …
+    jitter: float = 15.0  # … and up to this more or less
+    yaw: float = 180.0  # else the largest turn about z
     tilt: float = 10.0  # largest turn about a horizontal axis
     prune: float = 0.3  # chance that leaves are deleted
     prune_leaf: float = 0.4  # then the chance of each leaf
@@ -250,16 +252,47 @@ def draw(
     return Batch(torch.cat([place, normal], dim=2), joints, parents, valid, skin, chosen)
 
 
-def to_tokens(batch: Batch) -> Tensor:
-    """Ids (B,T) long of the skeletons in canonical order, BOS … EOS and PAD, on the batch's device.
+def in_order(batch: Batch) -> Batch:
+    """The batch with the joints of every character in the canonical order of the tokens.
 
-    The ordering depends on where the joints are, so it follows every augmentation; it runs on the CPU.
+    The order depends on where the joints are, so it follows every augmentation; it is found on the CPU.
     """
-    joints, parents, valid = (value.cpu().numpy().copy() for value in (batch.joints, batch.parents, batch.valid))
+    joints, parents, valid = (value.cpu().numpy() for value in (batch.joints, batch.parents, batch.valid))
+    order = np.tile(np.arange(valid.shape[1]), (len(valid), 1))
+    parents = parents.copy()
     for b, count in enumerate(valid.sum(axis=1)):
-        order = order_joints(joints[b, :count], parents[b, :count])
-        joints[b, :count], parents[b, :count] = reorder(joints[b, :count], parents[b, :count], order)
-    return torch.from_numpy(encode_batch(joints, parents, valid)).to(batch.joints.device)
+        order[b, :count] = order_joints(joints[b, :count], parents[b, :count])
+        _, parents[b, :count] = reorder(joints[b, :count], parents[b, :count], order[b, :count])
+    order, parents = (torch.from_numpy(value).to(batch.joints.device) for value in (order, parents))
+    return replace(
+        batch,
+        joints=batch.joints.gather(1, order[..., None].expand(-1, -1, 3)),
+        parents=parents,
+        weights=batch.weights.gather(2, order[:, None].expand(-1, batch.weights.shape[1], -1)),
+    )
+
+
+def to_tokens(batch: Batch) -> Tensor:
+    """Ids (B,T) long of the skeletons of a batch `in_order`, BOS … EOS and PAD, on the batch's device."""
+    ids = encode_batch(*(value.cpu().numpy() for value in (batch.joints, batch.parents, batch.valid)))
+    return torch.from_numpy(ids).to(batch.joints.device)
+
+
+def in_pieces(batches: list[Batch], size: int) -> list[Batch]:
+    """The same characters in batches of up to `size`, those with alike numbers of joints together: less is padding."""
+    rows = [(int(count), b, row) for b, batch in enumerate(batches) for row, count in enumerate(batch.valid.sum(1))]
+    rows.sort()
+    pieces = []
+    for start in range(0, len(rows), size):
+        piece = rows[start : start + size]
+        most = piece[-1][0]
+        parts = {field.name: [getattr(batches[b], field.name)[row] for _, b, row in piece] for field in fields(Batch)}
+        parts["joints"] = [pad(joints[:most], (0, 0, 0, most - len(joints[:most]))) for joints in parts["joints"]]
+        parts["parents"] = [pad(one[:most], (0, most - len(one[:most])), value=-1) for one in parts["parents"]]
+        parts["valid"] = [pad(one[:most], (0, most - len(one[:most]))) for one in parts["valid"]]
+        parts["weights"] = [pad(one[:, :most], (0, most - one[:, :most].shape[1])) for one in parts["weights"]]
+        pieces.append(Batch(**{name: torch.stack(values) for name, values in parts.items()}))
+    return pieces
 
 
 def _index(uniform, count):
@@ -310,7 +343,7 @@ def _poses(store, chosen, parents, reach, random, config):
     if bool(own.any()):
         count = store.joint_count[chosen]
         rows, _ = _rows((store.pose_start[chosen] + pose * count) * own, torch.where(own, count, 1))
-        rows = torch.nn.functional.pad(rows, (0, most - rows.shape[1]))
+        rows = pad(rows, (0, most - rows.shape[1]))
         turn = torch.where(own[:, None, None, None], store.linear[rows], turn)
         slip = torch.where(own[:, None, None], store.slip[rows], slip)
     return turn, slip
@@ -353,7 +386,8 @@ def _whole(mirror, random, config):
     stretch = torch.exp((2 * random(batch, 3) - 1) * math.log1p(config.stretch))
     stretch = torch.cat([stretch[:, :1] * mirror[:, None], stretch[:, 1:]], dim=1)
     zero = torch.zeros_like(mirror)
-    yaw = (2 * random(batch) - 1) * math.radians(config.yaw)
+    near = (random(batch) * 4).floor() * 90 + (2 * random(batch) - 1) * config.jitter
+    yaw = torch.where(random(batch) < config.quarter, near, (2 * random(batch) - 1) * config.yaw).deg2rad()
     tilt, towards = random(batch) * math.radians(config.tilt), random(batch) * 2 * math.pi
     yaw = _rotation(torch.stack([zero, zero, yaw], dim=1))
     tilt = _rotation(torch.stack([tilt * towards.cos(), tilt * towards.sin(), zero], dim=1))

@@ -55,7 +55,7 @@ CATEGORIES = {
     "quadruped": r"croc|boar|lion|piglet|bear|bull(?!_frog)|camel|cattle|deer|donkey|elephant|hippo|fox|goat|horse"
     r"|mastiff|_pig|pony|rabbit|rhino|sheep|wolf|zebra|zebu|wildebeest|alpaca|_cow|husky|shiba|stag$|apatosaurus|stegosaurus"
     r"|triceratops|_rat$|_cat$|opossum",
-    "biped": r"^0ad_new_|modular_(wo)?men|astronaut|platformer_game_pack_character|knight|^kaykit_|godot_player"
+    "biped": r"^0ad_new_|^anny_|modular_(wo)?men|astronaut|platformer_game_pack_character|knight|^kaykit_|godot_player"
     r"|wocc_(skeleton|giant|goblin|tribal|orcenemy|yeti)",
     "robot": r"mech_|cyberpunk",
 }
