@@ -9,7 +9,13 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import shortest_path
 
 from sprig.backend.points import UnitCube, sample_surface
-from sprig.backend.skinning.network import SkinningConfig, SkinningNetwork, hop_distances, pair_geometry
+from sprig.backend.skinning.network import (
+    SkinningConfig,
+    SkinningNetwork,
+    heat_weights,
+    hop_distances,
+    pair_geometry,
+)
 from sprig.backend.surface import points_on
 
 from .creatures import chain
@@ -80,12 +86,13 @@ def test_pair_geometry_by_hand():
     far = 0.1**0.5
     torch.testing.assert_close(joint, torch.tensor([[far, 0.18**0.5, 0.14**0.5], [0.5, 0.1, 0.29**0.5]]))
     torch.testing.assert_close(bone, torch.tensor([[far, 0.3, far], [0.5, 0.1, 0.5]]))
-    torch.testing.assert_close(child, torch.tensor([[0.3, 0.18**0.5, 0.14**0.5], [0.1, 0.1, 0.29**0.5]]))
+    # the leaves' own bones reach from 0.4 to 0.6 along X and from 0.2 to 0.3 along Y
+    torch.testing.assert_close(child, torch.tensor([[0.3, 0.18**0.5, 0.14**0.5], [0.1, 0.0, 0.29**0.5]]))
     torch.testing.assert_close(where, torch.tensor([[0, 0.25, 0], [0, 1.25, 0]]))
     torch.testing.assert_close(child_where[:, 0], torch.tensor([0.25, 1.0]))
     torch.testing.assert_close(side[:, 1], torch.tensor([1.0, -1.0]))
     torch.testing.assert_close(child_side[:, 0], torch.tensor([1.0, -1.0]))
-    assert nearer[0, 0] == 0 and (nearer[0, 1:] < 0).all() and (nearer[1, :2] == 0).all()
+    assert nearer[0, 0] == 0 and (nearer[0, 1:] < 0).all() and nearer[1, 1] == 0 and (nearer[1, ::2] < 0).all()
 
 
 def test_pair_geometry_moves_with_the_body():
@@ -259,3 +266,53 @@ def test_it_learns_two_rigs_by_heart():
     assert (network.predict(points, joints, parents, valid) - truth).abs().sum(
         -1
     ).mean() < 0.1  # the largest possible is 2
+
+
+# ---- heat
+
+
+def bar(count=600):
+    """A thin bar along X from -0.4 to 0.4 with joints at -0.4 and 0, whose bones are as long as each half of it."""
+    x = torch.linspace(-0.4, 0.4, count // 6)
+    angle = torch.arange(6) * torch.pi / 3
+    around = torch.stack([torch.zeros(6), angle.cos(), angle.sin()], dim=1)
+    points = torch.cat(
+        [torch.cat([torch.tensor([[at, 0.0, 0.0]]) + 0.03 * around, around], dim=1) for at in x.tolist()]
+    )
+    return points[None], torch.tensor([[[-0.4, 0.0, 0.0], [0.0, 0.0, 0.0]]]), torch.tensor([[0, 0]])
+
+
+def test_heat_passes_from_one_bone_to_the_next():
+    points, joints, up = bar()
+    heat = heat_weights(points, joints, up, torch.ones(1, 2, dtype=torch.bool))[0]
+    torch.testing.assert_close(heat.sum(1), torch.ones(len(heat)))
+    along = heat[:, 1].reshape(-1, 6).mean(1)  # from the first joint's end to the second's
+    assert (along.diff() > -1e-4).all()
+    assert along[:30].max() < 0.01 and along[-30:].min() > 0.99
+    middle = along[len(along) // 2 - 1 : len(along) // 2 + 1]
+    torch.testing.assert_close(middle.mean(), torch.tensor(0.5), atol=0.02, rtol=0)
+    # screened Poisson in one dimension: the share falls by e over 1 / sqrt(H) = distance / sqrt(HEAT)
+    length = 0.03 / 3.0**0.5
+    x = torch.linspace(-0.4, 0.4, len(along))
+    expected = torch.where(x < 0, 0.5 * torch.exp(x / length), 1 - 0.5 * torch.exp(-x / length))
+    assert (
+        along - expected
+    ).abs().max() < 0.1  # the points are closer along than around, which the graph does not know
+
+
+def test_heat_of_a_body_moves_with_it_and_padding_gets_none():
+    points, joints, parents, valid = random_body()
+    up = torch.where(parents < 0, torch.arange(parents.shape[1]), parents)
+    heat = heat_weights(points, joints, up, valid)
+    torch.testing.assert_close(heat.sum(2), torch.ones(heat.shape[:2]))
+    assert (heat.masked_select(~valid[:, None].expand_as(heat)) == 0).all() and (heat >= 0).all()
+    turn = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(1)))[0]
+    moved = torch.cat([points[..., :3] @ turn + 0.1, points[..., 3:] @ turn], dim=-1)
+    torch.testing.assert_close(heat_weights(moved, joints @ turn + 0.1, up, valid), heat, atol=1e-3, rtol=0)
+
+
+def test_heat_of_points_in_one_place_is_finite():
+    points, joints, up = bar(12)
+    for few in (points[:, :1], points[:, :1].expand(-1, 20, -1)):
+        heat = heat_weights(few, joints, up, torch.ones(1, 2, dtype=torch.bool))
+        torch.testing.assert_close(heat[..., 0], torch.ones(heat.shape[:2]), atol=1e-3, rtol=0)

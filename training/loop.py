@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -32,7 +32,7 @@ from ..backend.device import resolve_device
 from ..backend.errors import SprigError
 from ..backend.formats.checks import file_errors
 from ..backend.formats.whole_file import whole_file
-from .augment import Store, draw
+from .augment import AugmentConfig, Store, draw
 from .rigbank import read_rigbank, validation_rigs
 from .synthesize import creature
 
@@ -56,6 +56,10 @@ def arguments(description: str, batch: int, rate: float) -> argparse.ArgumentPar
     )
     parser.add_argument("--synthetic", type=float, default=0.3, help="share of characters that are made on the spot")
     parser.add_argument("--machines", type=float, default=0.15, help="share of machines and accessories among the rest")
+    parser.add_argument(
+        "--augment", type=_setting, action="append", default=[], metavar="NAME=VALUE",
+        help="one number of AugmentConfig (augment.py), for instance bend=0.4; repeatable",
+    )  # fmt: skip
     parser.add_argument("--licence", help="use only characters whose licence starts with this, for instance CC0")
     parser.add_argument("--minutes", type=float, default=60, help="of work in all, until the learning rate is zero")
     parser.add_argument("--batch", type=int, default=batch, help="characters per step and process")
@@ -72,6 +76,14 @@ def arguments(description: str, batch: int, rate: float) -> argparse.ArgumentPar
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 leaves it to torch")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")
     return parser
+
+
+def _setting(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    known = {field.name: field.type for field in fields(AugmentConfig)}
+    if name not in known:
+        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+    return name, int(value) if known[name] == "int" else float(value)
 
 
 @dataclass(frozen=True)
@@ -175,6 +187,7 @@ class Source:
                 for count, group in zip(rigs, groups, strict=True)
                 if group and shares[kind] > 0
             ]
+        self.augment = AugmentConfig(**dict(options.augment))
         self.generator = torch.Generator(place.device).manual_seed(options.seed * 1000 + place.rank)
         self.debts = [0.0] * len(self.parts)  # what a part is owed, in characters
 
@@ -186,7 +199,7 @@ class Source:
             whole[k] += 1
         self.debts = [value - given for value, given in zip(owed, whole, strict=True)]
         return [
-            draw(store, given, self.generator, points)
+            draw(store, given, self.generator, points, self.augment)
             for given, (_, store) in zip(whole, self.parts, strict=True)
             if given > 0
         ]
@@ -275,6 +288,8 @@ def train(options, place: Place, source: Source, network: nn.Module, step, valid
         for optimiser, before in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(before)
         source.restore(state["source"])
+        if place.rank > 0:  # the file holds the first process's numbers, and there may be more processes now
+            source.generator.manual_seed(hash((options.seed, place.rank, state["done"]["drawn"])))
         torch.set_rng_state(state["random"].cpu())
         done = state["done"]
     elif (folder / STATE).exists():

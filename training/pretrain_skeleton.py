@@ -26,19 +26,38 @@ from ..backend.errors import SprigError  # noqa: E402
 from ..backend.metrics import chamfer, topology_f1  # noqa: E402
 from ..backend.skeleton.generate import generate  # noqa: E402
 from ..backend.skeleton.network import SkeletonNetwork, at_points  # noqa: E402
-from ..backend.skeleton.tokens import PAD  # noqa: E402
+from ..backend.skeleton.tokens import FIRST_BIN, PAD, VOCABULARY  # noqa: E402
 from . import loop  # noqa: E402
 from .augment import OFF, Batch, Store, draw, in_order, in_pieces, to_tokens  # noqa: E402
 
 WEIGHTS = {"token": 1.0, "vote": 1.0, "pointing": 0.1}  # of the losses
+JITTER = 3.0  # bins: largest standard deviation of the joints that the decoder looks back at, drawn per character
 CLOSE = 0.02  # unit cube: votes nearer than this are pulled less than in proportion (Huber)
+
+
+def corrupted(ids):
+    """Ids (B,T) as the decoder looks back at them: joints moved by some bins, and in half of the skeletons some hidden.
+
+    The next joint is nearly always close to the last one, and a decoder that has learned only that repeats itself when
+    it goes on from joints of its own. With what it has written taken away it has to look at the points.
+    """
+    batch, length = ids.shape
+    strength = JITTER * torch.rand(batch, 1, device=ids.device)
+    moved = ids + (strength * torch.randn(ids.shape, device=ids.device)).round().long()
+    place = torch.arange(length, device=ids.device)
+    coordinate = (place % 4 > 0) & (ids >= FIRST_BIN)
+    seen = torch.where(coordinate, moved.clamp(FIRST_BIN, VOCABULARY - 1), ids)
+    chance = (2 * torch.rand(batch, 1, device=ids.device) - 1).clamp_min(0)  # of each joint
+    hidden = torch.rand(batch, length // 4 + 1, device=ids.device) < chance
+    hidden = hidden[:, (place - 1).clamp_min(0) // 4] & coordinate
+    return torch.where(hidden, PAD, seen)
 
 
 def losses(network: SkeletonNetwork, batch: Batch) -> dict:
     """{name: (sum, number of terms)} for a batch `in_order`; "parent" is the part of "token" that is about parents."""
     ids = to_tokens(batch)
     condition = network.condition(batch.points)
-    logits, pointing = network.teach(condition, ids[:, :-1])
+    logits, pointing = network.teach(condition, ids[:, :-1], corrupted(ids)[:, :-1])
     wanted = ids[:, 1:]
     each = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=PAD, reduction="none")
     each = each.view_as(wanted)

@@ -323,11 +323,15 @@ class SkeletonNetwork(nn.Module):
         """
         return self.teach(condition, ids)[0]
 
-    def teach(self, condition: Condition, ids):
+    def teach(self, condition: Condition, ids, seen=None):
         """As `forward`, and the votes that count for each joint: logarithms of shares (B,K,2S), those of the s-th
-        neighbourhood for its own joint and for the end of its bone at 2s and 2s+1."""
+        neighbourhood for its own joint and for the end of its bone at 2s and 2s+1.
+
+        The completed joints that the decoder looks back at may be others: those of `seen` (B,T).
+        """
         points, votes = self._look(condition)
-        state, _ = self._run(self._embed(ids, 0), tuple(None for _ in self.blocks), points)
+        seen = ids if seen is None else seen
+        state, _ = self._run(self._embed(seen, 0), tuple(None for _ in self.blocks), points)
         pointing = self._point(state, votes)
         logits = self._logits(state, _joint_bins(ids), self.pointer_key(state[:, 1:]), pointing, votes, 0)
         return logits.flatten(1, 2)[:, : ids.shape[1]], pointing

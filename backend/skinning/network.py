@@ -7,9 +7,10 @@ Three streams read one another, after Puppeteer's skinning network, in a hundred
     points  points, with what lies around them, attend to joints and shape; the attention is biased by the geometry of
             the pair (how far from which bone, on which side of it).
 
-    logit[n,j] = <a_n, b_j> / sqrt(D) + w . gelu(P g[n,j] + A p_n + B q_j),   weights = soft-max over the valid joints,
+    logit[n,j] = <a_n, b_j> / sqrt(D) + w . gelu(P g[n,j] + A p_n + B q_j) + c log h[n,j],   weights = soft-max over j,
 
-with g the geometry of the pair, p and q the features of point and joint.
+with g the geometry of the pair, p and q the features of point and joint, and h the weights that heat gives which flows
+from the bones over the surface (Baran & Popovic 2007): the network corrects those.
 
 Choices that a reader would question:
 * The pair's geometry is given, not learned from coordinates: distance to the bones of a joint is most of what skinning
@@ -29,7 +30,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 NEAR = 0.01  # of the cube: distances below this are alike in the logarithm, it is about the radius of a finger
-PAIR_FEATURES = 11
+TIP = 0.5  # a leaf's bone goes on beyond the joint for this part of the bone that leads to it
+HEAT = 3.0  # how fast a surface takes the heat of its nearest bone, against how fast it passes it on
+HEAT_NEIGHBOURS = 8  # points that a point passes heat on to
+HEAT_READ = 4  # points with heat that any other point reads its own from
+LEAST_HEAT = 0.01  # shares below this are alike in the logarithm
+PAIR_FEATURES = 13
 NEIGHBOUR_FEATURES = 9
 SEARCH = 1 << 24  # distances in memory at a time while neighbours are searched
 
@@ -45,9 +51,10 @@ class SkinningConfig:
     joint_blocks: int = 4
     point_blocks: int = 3
     pair_width: int = 32  # of the geometry of (point, joint) pairs, the one thing that grows with both
-    frequencies: int = 6  # octaves of sines per coordinate, the finest wave 1/16 of the cube
+    frequencies: int = 4  # octaves of sines per coordinate, the finest wave 1/4 of the cube
     neighbours: int = 16  # points around a point that it reads
-    support: int = 2048  # points the encoder looks at; of a larger cloud an even stride
+    support: int = 1024  # points the encoder looks at; of a larger cloud an even stride
+    heated: int = 512  # of those, the points that heat flows over
     most_hops: int = 8  # joints farther apart on the tree share one bias
 
 
@@ -55,10 +62,13 @@ class SkinningConfig:
 class Encoded:
     """What `SkinningNetwork.encode` keeps of a body for any number of points; padding joints hold zeros.
 
-    support (B,S,6), shape (B,T,D), features (B,J,D), joints (B,J,3), parents (B,J) (a root's is itself), valid (B,J).
+    support (B,S,6), of them heated (B,H,6) with heat (B,H,J), rows on the simplex; shape (B,T,D), features (B,J,D),
+    joints (B,J,3), parents (B,J) (a root's is itself), valid (B,J).
     """
 
     support: Tensor
+    heated: Tensor
+    heat: Tensor
     shape: Tensor
     features: Tensor
     joints: Tensor
@@ -101,6 +111,7 @@ class SkinningNetwork(nn.Module):
         self.point_pair, self.joint_pair = nn.Linear(width, config.pair_width), nn.Linear(width, config.pair_width)
         self.geometry_pair = nn.Linear(config.pair_width, config.pair_width)
         self.logit = nn.Linear(config.pair_width, 1)
+        self.trust = nn.Parameter(torch.ones(()))  # in the heat
 
     def forward(self, points: Tensor, joints: Tensor, parents: Tensor, valid: Tensor) -> Tensor:
         """Weights (B,N,J) float32 of points (B,N,6) for joints (B,J,3): rows sum to 1, padding columns are 0.
@@ -118,7 +129,7 @@ class SkinningNetwork(nn.Module):
 
     def encode(self, points: Tensor, joints: Tensor, parents: Tensor, valid: Tensor) -> Encoded:
         """Shape tokens and joint features of a body, from which `weights` weighs any points; shapes as in `forward`."""
-        points = points[:, :: -(-points.shape[1] // self.config.support)]
+        points = _thinned(points, self.config.support)
         cloud = self.shape_points(torch.cat([self._waves(points[..., :3]), points[..., 3:]], dim=-1))
         shape = self.shape_reads(self.shape_queries.expand(len(points), -1, -1), cloud)
         for block in self.shape_blocks:
@@ -139,11 +150,14 @@ class SkinningNetwork(nn.Module):
         hops = hop_distances(parents)
         for block in self.joint_blocks:
             features = block(features, shape, hops, valid)
-        return Encoded(points, shape, features, joints, up, valid)
+        heated = _thinned(points, self.config.heated)
+        return Encoded(points, heated, heat_weights(heated, joints, up, valid), shape, features, joints, up, valid)
 
     def weights(self, points: Tensor, encoded: Encoded) -> Tensor:
         """Weights (B,N,J) of points (B,N,6), of the encoded cloud or not; each row depends on its own point alone."""
-        pair = self.pair(pair_geometry(points, encoded.joints, encoded.parents, encoded.valid))  # (B,N,J,P)
+        heat = torch.log(_read_heat(points, encoded) + LEAST_HEAT)[..., None]
+        geometry = pair_geometry(points, encoded.joints, encoded.parents, encoded.valid)
+        pair = self.pair(torch.cat([geometry, heat.exp(), heat / 2 + 1], dim=-1))  # (B,N,J,P)
         bias = self.pair_bias(pair).permute(0, 3, 1, 2).masked_fill(~encoded.valid[:, None, None], -torch.inf)
         bias = F.pad(bias, (0, encoded.shape.shape[1])).unflatten(1, (len(self.point_blocks), -1))
 
@@ -157,7 +171,7 @@ class SkinningNetwork(nn.Module):
         features, joints = self.point_norm(features), self.joint_norm(encoded.features)
         alike = self.point_key(features) @ self.joint_key(joints).transpose(1, 2) / sqrt(self.config.width)
         mixed = self.geometry_pair(pair) + self.point_pair(features)[:, :, None] + self.joint_pair(joints)[:, None]
-        logits = (alike + self.logit(F.gelu(mixed))[..., 0]).float()
+        logits = (alike + self.logit(F.gelu(mixed))[..., 0]).float() + self.trust * heat[..., 0]
         return logits.masked_fill(~encoded.valid[:, None], -torch.inf).softmax(dim=-1)
 
     def _waves(self, positions: Tensor) -> Tensor:
@@ -239,42 +253,104 @@ def pair_geometry(points: Tensor, joints: Tensor, parents: Tensor, valid: Tensor
     """How points (B,N,6) lie to the bones of joints (B,J,3): (B,N,J,11), invariant to rigid motion of both.
 
     parents (B,J), a root's or padding joint's being itself. Bone c runs from the parent of c to c. For every joint: the
-    distances to it, to the nearest of the bones to its children (to itself at a leaf) and to the bone from its parent,
-    as they are and as logarithms; where along both bones the point lies; on which side of them it faces, as the cosine
-    between its normal and the way from bone to point (about 1 on the limb's own skin, negative on a limb beside it);
-    and how the distance to the children's bones compares with the smallest one of all joints.
+    distances to it, to its own bone (the nearest of those to its children; at a leaf, TIP of its parent's bone beyond
+    it) and to the bone from its parent, as they are and as logarithms; where along both bones the point lies; on which
+    side of them it faces, as the cosine between its normal and the way from bone to point (about 1 on the limb's own
+    skin, negative on a limb beside it); and how the distance to its own bone compares with the smallest one of all.
     """
     position, normal = points[:, :, None, :3], points[:, :, None, 3:]
     head, tail = _rows(joints, parents)[:, None], joints[:, None]
-    along = tail - head  # (B,1,J,3)
-    from_head = position - head  # (B,N,J,3)
-    length_squared = along.square().sum(-1).clamp_min(1e-12)
-    where = (from_head * along).sum(-1) / length_squared  # 0 at the parent, 1 at the joint, beyond it more
-    to_bone = from_head - where.clamp(0, 1)[..., None] * along
-    bone = to_bone.norm(dim=-1)
-    side = (to_bone * normal).sum(-1) / bone.clamp_min(1e-6)
+    bone, where, side = _to_segment(position, normal, head, tail)
     from_joint = position - tail
     joint = from_joint.norm(dim=-1)
-    joint_side = (from_joint * normal).sum(-1) / joint.clamp_min(1e-6)
 
-    # The nearest bone to a child: every bone offers its values to its parent, a joint without children keeps its own.
+    # The nearest bone to a child: every bone offers its values to its parent, a joint without children has a tip.
     to_parent = parents[:, None].expand_as(bone)
     own = torch.arange(joints.shape[1], device=joints.device)
     has_parent = (parents != own)[:, None].expand_as(bone)
-    offered = torch.where(has_parent, bone, torch.inf)
-    child = joint.scatter_reduce(2, to_parent, offered, "amin")
+    none = torch.full_like(bone, torch.inf)
+    child = none.scatter_reduce(2, to_parent, torch.where(has_parent, bone, torch.inf), "amin")
     nearest = has_parent & (bone <= child.gather(2, to_parent))
     low = torch.full_like(bone, -2.0)
     child_where = low.scatter_reduce(2, to_parent, torch.where(nearest, where.clamp(0, 1), -2.0), "amax")
     child_side = low.scatter_reduce(2, to_parent, torch.where(nearest, side, -2.0), "amax")
-    alone = child_where < -1
-    child_where, child_side = torch.where(alone, 0.0, child_where), torch.where(alone, joint_side, child_side)
+    leaf = child.isinf()
+    tip, tip_where, tip_side = _to_segment(position, normal, tail, tail + TIP * (tail - head))
+    child = torch.where(leaf, tip, child)
+    child_where = torch.where(leaf, tip_where.clamp(0, 1), child_where)
+    child_side = torch.where(leaf, tip_side, child_side)
 
     smallest = torch.where(valid[:, None], child, torch.inf).amin(2, keepdim=True)
     nearer = torch.log((smallest + NEAR) / (child + NEAR))
     features = [joint, child, bone, *(torch.log(d + NEAR) / 2 + 1 for d in (joint, child, bone))]
     features += [child_where, where.clamp(-1, 2), child_side, side, nearer]
     return torch.stack(features, dim=-1)
+
+
+def _to_segment(position, normal, start, end):
+    """Distances (B,N,J) of positions (B,N,1,3) with normals from segments (B,1,J,3); where along them the nearest point
+    lies, 0 at the start, 1 at the end, unlimited; the cosine between the way to the position and its normal."""
+    along = end - start
+    from_start = position - start
+    where = (from_start * along).sum(-1) / along.square().sum(-1).clamp_min(1e-12)
+    away = from_start - where.clamp(0, 1)[..., None] * along
+    distance = away.norm(dim=-1)
+    return distance, where, (away * normal).sum(-1) / distance.clamp_min(1e-6)
+
+
+# ---- heat
+
+
+@torch.no_grad()
+def heat_weights(points: Tensor, joints: Tensor, parents: Tensor, valid: Tensor) -> Tensor:
+    """Weights (B,N,J) float32 of a cloud's points (B,N,6) by heat from the bones (Baran & Popovic 2007, eq. 1).
+
+    -Lap w_j + H w_j = H p_j: p picks the nearest bone, H = HEAT / distance^2 says how strongly it heats the point, and
+    the Laplacian is that of the graph of near points that face alike: for points spread evenly over a surface, the mean
+    difference from neighbours at a mean squared distance of r^2 is r^2 / 4 of it. Arguments as of `pair_geometry`.
+    """
+    with torch.autocast(points.device.type, enabled=False):
+        own = pair_geometry(points, joints, parents, valid)[..., 1]  # distance to each joint's own bone
+        distance = torch.where(valid[:, None], own, torch.inf)
+        least = distance.amin(2, keepdim=True)
+        nearest = (distance <= least + 1e-4).float()
+        nearest = nearest / nearest.sum(2, keepdim=True)
+        taken = HEAT / least[..., 0].clamp_min(NEAR / 2).square()
+
+        apart = torch.cdist(points[..., :3], points[..., :3], compute_mode="donot_use_mm_for_euclid_dist")
+        facing = points[..., 3:] @ points[..., 3:].mT
+        apart = apart * (1 + 2 * (0.3 - facing).clamp_min(0))
+        count = min(HEAT_NEIGHBOURS, points.shape[1] - 1)
+        near, index = apart.topk(count + 1, largest=False)
+        near, index = near[..., 1:], index[..., 1:]
+        passed = 4 / (count * near.square().mean(2, keepdim=True).clamp_min(1e-8)) if count else near
+        graph = torch.zeros_like(apart).scatter_(2, index, passed.expand_as(near).contiguous())
+        graph = (graph + graph.mT) / 2
+        matrix = torch.diag_embed(graph.sum(2) + taken) - graph
+        heat = torch.cholesky_solve(taken[..., None] * nearest, torch.linalg.cholesky(matrix))
+        heat = torch.where(valid[:, None], heat, 0.0).clamp_min(0)
+        return heat / heat.sum(2, keepdim=True).clamp_min(1e-12)
+
+
+@torch.no_grad()
+def _read_heat(points: Tensor, encoded: Encoded) -> Tensor:
+    """Heat (B,N,J) at points (B,N,6): of the nearest points that have any, the nearer the more."""
+    count = min(HEAT_READ, encoded.heated.shape[1])
+    rows = max(1, SEARCH // (len(points) * encoded.heated.shape[1]))
+    exact = "donot_use_mm_for_euclid_dist"
+    found = []
+    for part in points.split(rows, dim=1):
+        apart = torch.cdist(part[..., :3], encoded.heated[..., :3], compute_mode=exact)
+        near, index = apart.topk(count, largest=False)
+        share = 1 / (near.square() + 1e-6)
+        read = _rows(encoded.heat, index.flatten(1)).unflatten(1, index.shape[1:])
+        found.append((read * (share / share.sum(2, keepdim=True))[..., None]).sum(2))
+    return torch.cat(found, dim=1)
+
+
+def _thinned(points: Tensor, most: int) -> Tensor:
+    """An even stride of points (B,N,6), no more than `most`."""
+    return points[:, :: -(-points.shape[1] // most)]
 
 
 def _neighbourhood(points: Tensor, support: Tensor, count: int) -> Tensor:
