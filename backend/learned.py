@@ -18,7 +18,7 @@ from .points import UnitCube, sample_surface
 from .surface import edges, islands, vertex_normals
 
 SHIPPED = Path(__file__).resolve().parents[1] / "weights"  # skeleton.safetensors, skinning.safetensors
-SKELETON_POINTS = 2048  # surface points that the skeleton decoder sees, as many as in training
+SKELETON_POINTS = 1024  # surface points that the skeleton decoder sees, as many as in training
 SKINNING_POINTS = 8192  # surface points that get weights from the network; vertices take theirs from these
 PICKLES = (".pth", ".pt", ".ckpt")  # suffixes of Puppeteer's released files
 KINDS = ("skeleton", "skinning")
@@ -167,19 +167,24 @@ def weigh(vertices, faces, joints, parents, networks: Networks, *, influences: i
     vertices (N,3), faces (M,3); `influences`: joints that may move one vertex; `seed` chooses the surface points.
     """
     torch = load_torch()
+    from .skinning.heat import heat_weights
     from .skinning.transfer import points_to_vertices
 
     cube = UnitCube.of(vertices)
     inside = cube.to_cube(vertices)
     samples = sample_surface(inside, faces, SKINNING_POINTS, seed)
     points = samples.at(inside, faces)
+    seen = [
+        torch.as_tensor(points, device=networks.device)[None],
+        torch.as_tensor(cube.to_cube(joints), device=networks.device)[None],
+        torch.as_tensor(parents, dtype=torch.long, device=networks.device)[None],
+        torch.ones((1, len(parents)), dtype=torch.bool, device=networks.device),
+    ]
+    if "skinning" not in networks.released:  # Puppeteer's finds everything by itself
+        heat = samples.blend(heat_weights(inside, faces, cube.to_cube(joints), parents), faces)
+        seen.append(torch.as_tensor(heat, device=networks.device)[None])
     with torch.no_grad(), _precision(networks, "skinning"):
-        weights = networks.skinning(
-            torch.as_tensor(points, device=networks.device)[None],
-            torch.as_tensor(cube.to_cube(joints), device=networks.device)[None],
-            torch.as_tensor(parents, dtype=torch.long, device=networks.device)[None],
-            torch.ones((1, len(parents)), dtype=torch.bool, device=networks.device),
-        )[0]
+        weights = networks.skinning(*seen)[0]
     mesh_edges = edges(faces)
     label = islands(len(inside), mesh_edges)
     corner = samples.nearest_corner(faces)

@@ -28,6 +28,7 @@ from sprig.backend.puppeteer.skinning import PuppeteerSkinning
 from sprig.backend.puppeteer.skinning import SkinningConfig as PuppeteerSkinningConfig
 from sprig.backend.skeleton.generate import generate
 from sprig.backend.skeleton.network import SkeletonConfig, SkeletonNetwork
+from sprig.backend.skinning.heat import heat_weights
 from sprig.backend.skinning.network import SkinningConfig, SkinningNetwork
 
 POINTS, JOINTS = 8192, 60
@@ -40,12 +41,11 @@ NETWORKS = {
 }
 
 
-def seen_points(device: str) -> torch.Tensor:
-    """What the networks see of one frame: (1,N,6)."""
+def frame():
+    """One frame's vertices in the unit cube, its faces, and POINTS points on it."""
     sequence = creature(5_000, 3, JOINTS)
     vertices = UnitCube.of(sequence.vertices[0]).to_cube(sequence.vertices[0])
-    points = sample_surface(vertices, sequence.faces, POINTS).at(vertices, sequence.faces)
-    return torch.as_tensor(points, device=device)[None]
+    return vertices, sequence.faces, sample_surface(vertices, sequence.faces, POINTS)
 
 
 def seconds(function, device: str) -> float:
@@ -66,7 +66,8 @@ def measure(name: str, kind: str, device: str) -> dict:
     """Figures of one network in this process."""
     imports = peak_megabytes()
     torch.manual_seed(0)
-    points = seen_points(device)
+    vertices, faces, samples = frame()
+    points = torch.as_tensor(samples.at(vertices, faces), device=device)[None]
     make_skeleton, make_skinning = NETWORKS[name]
     network = (make_skeleton if kind == "skeleton" else make_skinning)().eval().to(device)
     found = {"parameters": sum(parameter.numel() for parameter in network.parameters())}
@@ -79,7 +80,15 @@ def measure(name: str, kind: str, device: str) -> dict:
         joints = torch.as_tensor(rng.uniform(-0.5, 0.5, (1, JOINTS, 3)), dtype=torch.float32, device=device)
         parents = torch.arange(-1, JOINTS - 1, device=device)[None]
         valid = torch.ones((1, JOINTS), dtype=torch.bool, device=device)
-        whole = seconds(lambda: network(points, joints, parents, valid), device)
+
+        def weigh():
+            given = [points, joints, parents, valid]
+            if name == "compact":
+                heat = heat_weights(vertices, faces, joints[0].cpu().numpy(), parents[0].cpu().numpy())
+                given.append(torch.as_tensor(samples.blend(heat, faces), device=device)[None])
+            return network(*given)
+
+        whole = seconds(weigh, device)
     found["seconds"] = whole
     found["peak"] = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else peak_megabytes() - imports
     return found

@@ -9,14 +9,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import shortest_path
 
 from sprig.backend.points import UnitCube, sample_surface
-from sprig.backend.skinning.network import (
-    SkinningConfig,
-    SkinningNetwork,
-    heat_weights,
-    hop_distances,
-    pair_geometry,
-)
-from sprig.backend.surface import points_on
+from sprig.backend.skinning.heat import heat_weights
+from sprig.backend.skinning.network import SkinningConfig, SkinningNetwork, hop_distances, pair_geometry
 
 from .creatures import chain
 
@@ -42,7 +36,9 @@ def random_body(batch=2, points=200, joints=9, seed=0):
     normal = torch.nn.functional.normalize(torch.randn(batch, points, 3, generator=generator), dim=-1)
     parents = torch.stack([random_tree(joints, generator) for _ in range(batch)])
     places = torch.rand(batch, joints, 3, generator=generator) - 0.5
-    return torch.cat([position, normal], dim=-1), places, parents, torch.ones(batch, joints, dtype=torch.bool)
+    heat = torch.rand(batch, points, joints, generator=generator)
+    valid = torch.ones(batch, joints, dtype=torch.bool)
+    return torch.cat([position, normal], dim=-1), places, parents, valid, heat / heat.sum(-1, keepdim=True)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +92,7 @@ def test_pair_geometry_by_hand():
 
 
 def test_pair_geometry_moves_with_the_body():
-    points, joints, parents, valid = random_body()
+    points, joints, parents, valid, _ = random_body()
     up = torch.where(parents < 0, torch.arange(parents.shape[1]), parents)
     turn = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(1)))[0]
     moved = torch.cat([points[..., :3] @ turn + 0.1, points[..., 3:] @ turn], dim=-1)
@@ -108,43 +104,45 @@ def test_pair_geometry_moves_with_the_body():
 
 
 def test_weights_lie_on_the_simplex(network):
-    points, joints, parents, valid = random_body()
+    points, joints, parents, valid, heat = random_body()
     valid[1, 4:] = False
     parents = torch.where(valid & (parents < 4), parents, -1)
     with torch.no_grad():
-        weights = network(points, joints, parents, valid)
+        weights = network(points, joints, parents, valid, heat)
     assert weights.shape == (2, 200, 9) and weights.dtype == torch.float32
     assert (weights >= 0).all() and (weights[1, :, 4:] == 0).all()
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 200))
 
 
 def test_order_of_the_joints_does_not_matter(network):
-    points, joints, parents, valid = random_body()
+    points, joints, parents, valid, heat = random_body()
     order = torch.randperm(9, generator=torch.Generator().manual_seed(3))
-    weights = network.predict(points, joints, parents, valid)
-    shuffled = network.predict(points, joints[:, order], relabel(parents, order), valid)
+    weights = network.predict(points, joints, parents, valid, heat)
+    shuffled = network.predict(points, joints[:, order], relabel(parents, order), valid, heat[..., order])
     torch.testing.assert_close(shuffled, weights[..., order], atol=1e-5, rtol=0)
     assert (weights - weights[..., order]).abs().max() > 1e-3
 
 
 def test_order_of_the_points_does_not_matter(network):
-    points, joints, parents, valid = random_body()
+    points, joints, parents, valid, heat = random_body()
     order = torch.randperm(200, generator=torch.Generator().manual_seed(3))
-    weights = network.predict(points, joints, parents, valid)
-    shuffled = network.predict(points[:, order], joints, parents, valid)
+    weights = network.predict(points, joints, parents, valid, heat)
+    shuffled = network.predict(points[:, order], joints, parents, valid, heat[:, order])
     torch.testing.assert_close(shuffled, weights[:, order], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("rubbish", [0.0, 0.3, float("nan")])
 def test_padding_does_not_matter(network, rubbish):
-    points, joints, parents, valid = random_body()
+    points, joints, parents, valid, heat = random_body()
     padded = network.predict(
         points,
         torch.cat([joints, torch.full((2, 5, 3), rubbish)], dim=1),
         torch.cat([parents, torch.full((2, 5), -1)], dim=1),
         torch.cat([valid, torch.zeros(2, 5, dtype=torch.bool)], dim=1),
+        torch.cat([heat, torch.zeros(2, 200, 5)], dim=2),
     )
-    torch.testing.assert_close(padded[..., :9], network.predict(points, joints, parents, valid), atol=1e-5, rtol=0)
+    expected = network.predict(points, joints, parents, valid, heat)
+    torch.testing.assert_close(padded[..., :9], expected, atol=1e-5, rtol=0)
     assert (padded[..., 9:] == 0).all()
 
 
@@ -170,6 +168,12 @@ def test_bodies_in_a_batch_do_not_mix(network):
     torch.testing.assert_close(alone, together, atol=1e-5, rtol=0)
 
 
+def test_heat_matters(network):
+    points, joints, parents, valid, heat = random_body()
+    other = network.predict(points, joints, parents, valid, heat.roll(1, dims=2))
+    assert (network.predict(points, joints, parents, valid, heat) - other).abs().max() > 1e-2
+
+
 def test_hops_matter(network):
     body = random_body()
     deaf = copy.deepcopy(network)
@@ -188,12 +192,12 @@ def test_every_parameter_gets_a_finite_gradient(coincident):
     """Also when all joints, and points on them, are in one place."""
     torch.manual_seed(0)
     network = SkinningNetwork(SMALL)
-    points, joints, parents, valid = random_body()
+    points, joints, parents, valid, heat = random_body()
     if coincident:
         joints, points = joints * 0, points * torch.tensor([0.0, 0, 0, 1, 1, 1])
     valid[1, 6:] = False
     parents = torch.where(valid & (parents < 6), parents, -1)
-    network(points, joints, parents, valid).square().sum().backward()
+    network(points, joints, parents, valid, heat).square().sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         if not coincident:
@@ -235,7 +239,8 @@ def rig(bones, seed, count=256):
     cube = UnitCube.of(vertices)
     sampled = sample_surface(vertices, sequence.faces, count, seed)
     points = sampled.at(cube.to_cube(vertices), sequence.faces)
-    return points, cube.to_cube(joints), points_on(weights, sequence.faces, sampled.face, sampled.barycentric)
+    heat = heat_weights(vertices, sequence.faces, joints, np.arange(bones) - 1)
+    return points, cube.to_cube(joints), *(sampled.blend(values, sequence.faces) for values in (weights, heat))
 
 
 def test_it_learns_two_rigs_by_heart():
@@ -245,74 +250,24 @@ def test_it_learns_two_rigs_by_heart():
     valid = torch.tensor([[True] * 4, [True, True, False, False]])
 
     def batch(seed):
-        points, joints, truth = torch.zeros(2, 256, 6), torch.zeros(2, 4, 3), torch.zeros(2, 256, 4)
+        points, joints = torch.zeros(2, 256, 6), torch.zeros(2, 4, 3)
+        truth, heat = torch.zeros(2, 256, 4), torch.zeros(2, 256, 4)
         for i, bones in enumerate((4, 2)):
-            p, j, w = rig(bones, seed)
-            points[i], joints[i, :bones], truth[i, :, :bones] = map(torch.as_tensor, (p, j, w))
-        return points, joints, truth
+            p, j, w, h = map(torch.as_tensor, rig(bones, seed))
+            points[i], joints[i, :bones], truth[i, :, :bones], heat[i, :, :bones] = p, j, w, h
+        return points, joints, truth, heat
 
     network = SkinningNetwork(SMALL)
     optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=200)
-    points, joints, truth = batch(0)
+    points, joints, truth, heat = batch(0)
     for _ in range(200):
-        loss = (network(points, joints, parents, valid) - truth).abs().sum(-1).mean()
+        loss = (network(points, joints, parents, valid, heat) - truth).abs().sum(-1).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
-    assert (network.predict(points, joints, parents, valid) - truth).abs().sum(-1).mean() < 0.02
-    points, joints, truth = batch(1)
-    assert (network.predict(points, joints, parents, valid) - truth).abs().sum(
-        -1
-    ).mean() < 0.1  # the largest possible is 2
-
-
-# ---- heat
-
-
-def bar(count=600):
-    """A thin bar along X from -0.4 to 0.4 with joints at -0.4 and 0, whose bones are as long as each half of it."""
-    x = torch.linspace(-0.4, 0.4, count // 6)
-    angle = torch.arange(6) * torch.pi / 3
-    around = torch.stack([torch.zeros(6), angle.cos(), angle.sin()], dim=1)
-    points = torch.cat(
-        [torch.cat([torch.tensor([[at, 0.0, 0.0]]) + 0.03 * around, around], dim=1) for at in x.tolist()]
-    )
-    return points[None], torch.tensor([[[-0.4, 0.0, 0.0], [0.0, 0.0, 0.0]]]), torch.tensor([[0, 0]])
-
-
-def test_heat_passes_from_one_bone_to_the_next():
-    points, joints, up = bar()
-    heat = heat_weights(points, joints, up, torch.ones(1, 2, dtype=torch.bool))[0]
-    torch.testing.assert_close(heat.sum(1), torch.ones(len(heat)))
-    along = heat[:, 1].reshape(-1, 6).mean(1)  # from the first joint's end to the second's
-    assert (along.diff() > -1e-4).all()
-    assert along[:30].max() < 0.01 and along[-30:].min() > 0.99
-    middle = along[len(along) // 2 - 1 : len(along) // 2 + 1]
-    torch.testing.assert_close(middle.mean(), torch.tensor(0.5), atol=0.02, rtol=0)
-    # screened Poisson in one dimension: the share falls by e over 1 / sqrt(H) = distance / sqrt(HEAT)
-    length = 0.03 / 3.0**0.5
-    x = torch.linspace(-0.4, 0.4, len(along))
-    expected = torch.where(x < 0, 0.5 * torch.exp(x / length), 1 - 0.5 * torch.exp(-x / length))
-    assert (
-        along - expected
-    ).abs().max() < 0.1  # the points are closer along than around, which the graph does not know
-
-
-def test_heat_of_a_body_moves_with_it_and_padding_gets_none():
-    points, joints, parents, valid = random_body()
-    up = torch.where(parents < 0, torch.arange(parents.shape[1]), parents)
-    heat = heat_weights(points, joints, up, valid)
-    torch.testing.assert_close(heat.sum(2), torch.ones(heat.shape[:2]))
-    assert (heat.masked_select(~valid[:, None].expand_as(heat)) == 0).all() and (heat >= 0).all()
-    turn = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(1)))[0]
-    moved = torch.cat([points[..., :3] @ turn + 0.1, points[..., 3:] @ turn], dim=-1)
-    torch.testing.assert_close(heat_weights(moved, joints @ turn + 0.1, up, valid), heat, atol=1e-3, rtol=0)
-
-
-def test_heat_of_points_in_one_place_is_finite():
-    points, joints, up = bar(12)
-    for few in (points[:, :1], points[:, :1].expand(-1, 20, -1)):
-        heat = heat_weights(few, joints, up, torch.ones(1, 2, dtype=torch.bool))
-        torch.testing.assert_close(heat[..., 0], torch.ones(heat.shape[:2]), atol=1e-3, rtol=0)
+    assert (network.predict(points, joints, parents, valid, heat) - truth).abs().sum(-1).mean() < 0.02
+    points, joints, truth, heat = batch(1)
+    error = (network.predict(points, joints, parents, valid, heat) - truth).abs().sum(-1).mean()
+    assert error < 0.1  # the largest possible is 2

@@ -12,6 +12,8 @@ Choices that a reader would question:
   The root's travel is left out, because the unit cube takes it away again.
 * Reshaping is a linear blend of one affine map per bone, made so that the maps of a joint and its parent agree at the
   joint: the skin stays closed and the joints stay where they were in the body.
+* A little room in the cube. Else half of all roots lie at exactly x = 0, and a decoder that is in doubt writes just
+  that, because one sure bin is likelier than any of the many where the joint could really be.
 * Joints that are each other's twin (same depth, same bone length, same number of joints below) are reshaped alike, so
   that symmetric characters stay so.
 * A missing piece is the ball around a random point that holds a given share of the points. A ball of a given radius
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import copy
 import math
+import zlib
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -29,12 +32,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
+from ..backend.kinematics import linear_blend_skinning
 from ..backend.metrics import unit_cube
 from ..backend.skeleton.tokens import MOST_JOINTS, encode_batch, order_joints, reorder
+from ..backend.skinning.heat import heat_weights
 from ..backend.surface import face_areas
 from .character import Character
 
 ALIKE = 0.01  # of the longest side of the box: bones that differ by less in length can be twins
+MOST_WARM = 8  # weights by heat that are kept for a vertex
 SLIVER = 1e-6  # sine of the angle below which a triangle has no normal, as in backend/points.py
 
 
@@ -55,6 +61,7 @@ class AugmentConfig:
     jitter: float = 15.0  # … and up to this more or less
     yaw: float = 180.0  # else the largest turn about z
     tilt: float = 10.0  # largest turn about a horizontal axis
+    room: float = 0.1  # smaller by up to this, and then anywhere near the middle of the cube
     prune: float = 0.3  # chance that leaves are deleted
     prune_leaf: float = 0.4  # then the chance of each leaf
     prune_rounds: int = 2  # how often: a limb can lose this many joints
@@ -73,36 +80,44 @@ OFF = AugmentConfig(**{field.name: 0 for field in fields(AugmentConfig)})  # the
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """B characters in the frame of the networks: the posed mesh's bounding box centred at 0 with longest side 1."""
+    """B characters in the frame of the networks, the cube [-0.5, 0.5]^3: the posed mesh's bounding box, unless there is
+    `room`, is centred at 0 with longest side 1."""
 
     points: Tensor  # (B,N,6) float32, positions and unit face normals that point outward
     joints: Tensor  # (B,J,3) float32, parents before children, 0 where not valid
     parents: Tensor  # (B,J) long, -1 for the root and where not valid
     valid: Tensor  # (B,J) bool, the first of each row
     weights: Tensor  # (B,N,J) float32, rows sum to 1 over the valid joints, 0 elsewhere
+    heat: Tensor | None  # (B,N,J) the same by heat, where the store has it
     character: Tensor  # (B,) long, index into the store
 
 
 class Store:
     """Characters packed into tensors: `names`, `rig_ids` (one per character), and per vertex, face, joint and pose.
 
-    Raises ValueError for no characters, for more joints than the tokens can spell, and for a mesh without an area.
+    heat: with the weights that heat gives (backend/skinning/heat.py), found once for each character, in one of its own
+    poses: heat hardly depends on the pose, and what little it does a network should bear.
+
+    Raises ValueError for no characters, more joints than the tokens can spell, and a mesh without an area.
     """
 
-    def __init__(self, characters: list[Character]):
+    def __init__(self, characters: list[Character], heat: bool = False):
         if not characters:
             raise ValueError("a store needs at least one character")
         self.names = [character.name for character in characters]
         self.rig_ids = [character.rig_id for character in characters]
         packed = [_pack(character) for character in characters]
-        influences = max(one["weight"].shape[1] for one in packed)
-        for one in packed:
-            missing = influences - one["weight"].shape[1]
-            one["weight"] = np.pad(one["weight"], ((0, 0), (0, missing)))
-            one["bone"] = np.pad(one["bone"], ((0, 0), (0, missing)))
+        if heat:
+            for one, character in zip(packed, characters, strict=True):
+                one["warm_bone"], one["warmth"] = _strongest(_heat(character), MOST_WARM)
+        for key in ("bone", "weight", "warm_bone", "warmth") if heat else ("bone", "weight"):
+            most = max(one[key].shape[1] for one in packed)
+            for one in packed:
+                one[key] = np.pad(one[key], ((0, 0), (0, most - one[key].shape[1])))
         joined = {key: torch.from_numpy(np.concatenate([one[key] for one in packed])) for key in packed[0]}
         self.vertices, self.faces = joined["vertices"], joined["faces"]  # (ΣV,3), (ΣM,3) own vertices' indices
         self.bone, self.weight = joined["bone"], joined["weight"]  # (ΣV,K) the joints that move a vertex, how much
+        self.warm_bone, self.warmth = joined.get("warm_bone"), joined.get("warmth")  # the same by heat, or None
         self.joints, self.parents = joined["joints"], joined["parents"]  # (ΣJ,3), (ΣJ), 0 for the root
         self.along = joined["along"]  # (ΣJ,3) unit direction of the bone, 0 where it has none
         self.reach = joined["reach"]  # (ΣJ) 0 at the root, 1 at the leaves
@@ -163,18 +178,15 @@ def _pack(character: Character) -> dict[str, np.ndarray]:
         height[parents[j]] = max(height[parents[j]], height[j] + 1)
     alike = (depth == depth[:, None]) & (below == below[:, None]) & (np.abs(length - length[:, None]) < ALIKE)
 
-    influences = max(1, int((character.weights > 0).sum(axis=1).max()))
-    bone = np.argsort(-character.weights, axis=1, kind="stable")[:, :influences]
-    weight = np.take_along_axis(character.weights, bone, axis=1)
-
+    bone, weight = _strongest(character.weights, count)
     motion = character.motion[..., :3, :].astype(np.float64)
     positions = np.column_stack([character.joints, np.ones(count)])
     own, carried = (np.einsum("pjab,jb->pja", maps, positions) for maps in (motion, motion[:, parents]))
     return {
         "vertices": ((character.vertices - centre) / scale).astype(np.float32),
         "faces": character.faces,
-        "bone": bone.astype(np.int16),
-        "weight": (weight / weight.sum(axis=1, keepdims=True)).astype(np.float32),
+        "bone": bone,
+        "weight": weight,
         "joints": joints.astype(np.float32),
         "parents": parents.astype(np.int64),
         "along": (span / np.where(length > 0, length, 1)[:, None]).astype(np.float32),
@@ -183,6 +195,24 @@ def _pack(character: Character) -> dict[str, np.ndarray]:
         "linear": motion[..., :3].reshape(-1, 3, 3).astype(np.float32),
         "slip": ((own - carried) / scale).reshape(-1, 3).astype(np.float32),  # 0 for the root, its own parent here
     }
+
+
+def _strongest(weights, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """The joints (V,K) int16 that move each vertex, and their weights (V,K) float32; K as needed, up to `most`."""
+    count = max(1, min(most, int((weights > 0).sum(axis=1).max())))
+    bone = np.argsort(-weights, axis=1, kind="stable")[:, :count]
+    weight = np.take_along_axis(weights, bone, axis=1)
+    return bone.astype(np.int16), (weight / weight.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _heat(character: Character) -> np.ndarray:
+    """Weights (V,J) by heat in a pose of the character's own, the same one every time, or at rest."""
+    motion = np.tile(np.eye(4), (len(character.joints), 1, 1))
+    if len(character.motion):
+        motion = character.motion[zlib.crc32(character.name.encode()) % len(character.motion)].astype(np.float64)
+    vertices = linear_blend_skinning(character.vertices, character.weights, motion)
+    joints = np.einsum("jik,jk->ji", motion[:, :3, :3], character.joints) + motion[:, :3, 3]
+    return heat_weights(vertices, character.faces, joints, character.parents)
 
 
 # ---- drawing
@@ -216,6 +246,9 @@ def draw(
     )
     weights = torch.zeros(*vertex.shape, joint.shape[1], device=store.device)
     weights.scatter_add_(2, store.bone[vertex].long(), store.weight[vertex])
+    heat = None
+    if store.warmth is not None:
+        heat = torch.zeros_like(weights).scatter_add_(2, store.warm_bone[vertex].long(), store.warmth[vertex])
 
     # bones
     linear = _bone_scales(store.along[joint], store.twin[joint] * valid, random, config)
@@ -229,7 +262,10 @@ def draw(
     vertices, joints = vertices @ whole.mT, joints @ whole.mT
     low, high = vertices.amin(dim=1, keepdim=True), vertices.amax(dim=1, keepdim=True)
     side = (high - low).amax(dim=2, keepdim=True)
-    vertices, joints = (vertices - (low + high) / 2) / side, (joints - (low + high) / 2) / side
+    scale = (1 - config.room * random(count, 1, 1)) / side
+    free = (0.5 - scale * (high - low) / 2).clamp(0, config.room / 2)
+    shift = (2 * random(count, 1, 3) - 1) * free
+    vertices, joints = (scale * (part - (low + high) / 2) + shift for part in (vertices, joints))
 
     # the surface
     share = torch.where(random(count) < config.hole, random(count) * config.hole_share, 0.0)
@@ -243,13 +279,16 @@ def draw(
             value.gather(1, kept[..., None].expand(-1, -1, 3)) for value in (corner, place, normal, barycentric)
         )
     row = torch.arange(count, device=store.device)[:, None]
-    skin = sum(barycentric[..., k, None] * weights[row, corner[..., k]] for k in range(3))
+    skin, heat = (
+        None if values is None else sum(barycentric[..., k, None] * values[row, corner[..., k]] for k in range(3))
+        for values in (weights, heat)
+    )
     noise = torch.randn(count, points, 3, generator=generator, device=store.device)
     place = (place + config.noise * random(count, 1, 1) * noise).clamp(-0.5, 0.5)
 
     # the skeleton
-    joints, parents, valid, skin = _prune(joints, parents, valid, skin, random, config)
-    return Batch(torch.cat([place, normal], dim=2), joints, parents, valid, skin, chosen)
+    joints, parents, valid, skin, heat = _prune(joints, parents, valid, skin, heat, random, config)
+    return Batch(torch.cat([place, normal], dim=2), joints, parents, valid, skin, heat, chosen)
 
 
 def in_order(batch: Batch) -> Batch:
@@ -264,11 +303,13 @@ def in_order(batch: Batch) -> Batch:
         order[b, :count] = order_joints(joints[b, :count], parents[b, :count])
         _, parents[b, :count] = reorder(joints[b, :count], parents[b, :count], order[b, :count])
     order, parents = (torch.from_numpy(value).to(batch.joints.device) for value in (order, parents))
+    columns = order[:, None].expand(-1, batch.weights.shape[1], -1)
     return replace(
         batch,
         joints=batch.joints.gather(1, order[..., None].expand(-1, -1, 3)),
         parents=parents,
-        weights=batch.weights.gather(2, order[:, None].expand(-1, batch.weights.shape[1], -1)),
+        weights=batch.weights.gather(2, columns),
+        heat=None if batch.heat is None else batch.heat.gather(2, columns),
     )
 
 
@@ -286,12 +327,14 @@ def in_pieces(batches: list[Batch], size: int) -> list[Batch]:
     for start in range(0, len(rows), size):
         piece = rows[start : start + size]
         most = piece[-1][0]
-        parts = {field.name: [getattr(batches[b], field.name)[row] for _, b, row in piece] for field in fields(Batch)}
+        names = [name for name, value in vars(batches[0]).items() if value is not None]
+        parts = {name: [getattr(batches[b], name)[row] for _, b, row in piece] for name in names}
         parts["joints"] = [pad(joints[:most], (0, 0, 0, most - len(joints[:most]))) for joints in parts["joints"]]
         parts["parents"] = [pad(one[:most], (0, most - len(one[:most])), value=-1) for one in parts["parents"]]
         parts["valid"] = [pad(one[:most], (0, most - len(one[:most]))) for one in parts["valid"]]
-        parts["weights"] = [pad(one[:, :most], (0, most - one[:, :most].shape[1])) for one in parts["weights"]]
-        pieces.append(Batch(**{name: torch.stack(values) for name, values in parts.items()}))
+        for name in {"weights", "heat"} & set(names):
+            parts[name] = [pad(one[:, :most], (0, most - one[:, :most].shape[1])) for one in parts[name]]
+        pieces.append(Batch(**({"heat": None} | {name: torch.stack(values) for name, values in parts.items()})))
     return pieces
 
 
@@ -428,8 +471,8 @@ def _outside_hole(place, share, count, random):
 # ---- skeleton
 
 
-def _prune(joints, parents, valid, weights, random, config):
-    """Delete random leaves, never the root: their weights (B,N,J) go to the parent. As Batch wants them."""
+def _prune(joints, parents, valid, weights, heat, random, config):
+    """Delete random leaves, never the root: their weights and heat (B,N,J) go to the parent. As Batch wants them."""
     batch, most = parents.shape
     every = torch.arange(most, device=parents.device).expand(batch, -1)
     pruned = random(batch, 1) < config.prune
@@ -446,7 +489,11 @@ def _prune(joints, parents, valid, weights, random, config):
     parents = rank.gather(1, parents.gather(1, order))[:, :kept]
     joints = joints.gather(1, order[..., None].expand(-1, -1, 3))[:, :kept]
     heir = rank.gather(1, heir)[:, None].expand(-1, weights.shape[1], -1)
-    weights = torch.zeros_like(weights).scatter_add_(2, heir, weights)[..., :kept]
+    weights, heat = (
+        None if values is None else torch.zeros_like(values).scatter_add_(2, heir, values)[..., :kept]
+        for values in (weights, heat)
+    )
+    weights = weights / weights.sum(dim=2, keepdim=True)
     valid = valid.gather(1, order)[:, :kept]
     parents = torch.where(valid & (every[:, :kept] > 0), parents, -1)
-    return joints * valid[..., None], parents, valid, weights / weights.sum(dim=2, keepdim=True)
+    return joints * valid[..., None], parents, valid, weights, heat

@@ -63,11 +63,11 @@ def arguments(description: str, batch: int, rate: float) -> argparse.ArgumentPar
     parser.add_argument("--licence", help="use only characters whose licence starts with this, for instance CC0")
     parser.add_argument("--minutes", type=float, default=60, help="of work in all, until the learning rate is zero")
     parser.add_argument("--batch", type=int, default=batch, help="characters per step and process")
-    parser.add_argument("--micro", type=int, default=8, help="of them at a time; a GPU takes the whole batch")
-    parser.add_argument("--points", type=int, default=2048, help="surface points of a character")
+    parser.add_argument("--micro", type=int, default=16, help="of them at a time; a GPU takes the whole batch")
+    parser.add_argument("--points", type=int, default=1024, help="surface points of a character")
     parser.add_argument("--rate", type=float, default=rate, help="highest learning rate")
     parser.add_argument("--warm-up", type=int, default=200, help="steps until the learning rate is at its highest")
-    parser.add_argument("--average", type=float, default=0.998, help="part of the average that a step keeps")
+    parser.add_argument("--average", type=float, default=0.999, help="part of the average that a step keeps")
     parser.add_argument(
         "--validate", type=float, default=10, help="minutes of work between looks at the validation set"
     )
@@ -158,13 +158,13 @@ class Source:
     `held_out`: a store for each character of the validation list, which is never drawn from.
     """
 
-    def __init__(self, options: argparse.Namespace, place: Place):
+    def __init__(self, options: argparse.Namespace, place: Place, heat: bool = False):
         never = validation_rigs()
         kinds = {"characters": [], "machines": [], "synthetic": []}  # of lists of characters, one for each bank
         self.held_out = []
         for bank in options.bank:
             every = read_rigbank(bank)
-            self.held_out += [Store([one]).to(place.device) for one in every if one.rig_id in never]
+            self.held_out += [Store([one], heat).to(place.device) for one in every if one.rig_id in never]
             wanted = [one for one in every if one.rig_id not in never and one.licence.startswith(options.licence or "")]
             kinds["characters"].append([one for one in wanted if one.category not in MACHINES])
             kinds["machines"].append([one for one in wanted if one.category in MACHINES])
@@ -183,7 +183,7 @@ class Source:
         for kind, groups in kinds.items():
             rigs = [len({one.rig_id for one in group}) for group in groups]
             self.parts += [
-                (shares[kind] / whole * count / sum(rigs), Store(group).to(place.device))
+                (shares[kind] / whole * count / sum(rigs), Store(group, heat).to(place.device))
                 for count, group in zip(rigs, groups, strict=True)
                 if group and shares[kind] > 0
             ]
@@ -316,7 +316,7 @@ def train(options, place: Place, source: Source, network: nn.Module, step, valid
             "characters drawn": done["drawn"],
             "learned from": {name: str(count) for name, count in source.counts.items()},
         }
-        save_checkpoint(file, average, provenance)
+        save_checkpoint(file, copy.deepcopy(average).half(), provenance)  # half the size, and no worse
 
     stop, minutes = Stop(), options.minutes
     saved = told = time.monotonic()

@@ -32,6 +32,7 @@ from .augment import OFF, Batch, Store, draw, in_order, in_pieces, to_tokens  # 
 
 WEIGHTS = {"token": 1.0, "vote": 1.0, "pointing": 0.1}  # of the losses
 JITTER = 3.0  # bins: largest standard deviation of the joints that the decoder looks back at, drawn per character
+SPREAD = 1.2  # bins: standard deviation of the distribution that a coordinate should have
 CLOSE = 0.02  # unit cube: votes nearer than this are pulled less than in proportion (Huber)
 
 
@@ -53,14 +54,28 @@ def corrupted(ids):
     return torch.where(hidden, PAD, seen)
 
 
+def _targets(ids):
+    """Probabilities (B,T,VOCABULARY) for tokens ids (B,T) after BOS: coordinates are spread over bins around theirs.
+
+    A bin beside the right one is nearly right; and where the decoder is in doubt, what it prefers is then the place
+    around which most probability lies, not the one bin with most of it.
+    """
+    tokens = torch.arange(VOCABULARY, device=ids.device)
+    apart = (tokens[FIRST_BIN:] - tokens[FIRST_BIN:, None]).float()
+    near = F.pad((-0.5 * (apart / SPREAD).square()).softmax(1), (FIRST_BIN, 0))  # (BINS,VOCABULARY)
+    exact = F.one_hot(ids, VOCABULARY).float()
+    coordinate = (torch.arange(ids.shape[1], device=ids.device) % 4 < 3) & (ids >= FIRST_BIN)
+    return torch.where(coordinate[..., None], near[(ids - FIRST_BIN).clamp_min(0)], exact)
+
+
 def losses(network: SkeletonNetwork, batch: Batch) -> dict:
     """{name: (sum, number of terms)} for a batch `in_order`; "parent" is the part of "token" that is about parents."""
     ids = to_tokens(batch)
     condition = network.condition(batch.points)
     logits, pointing = network.teach(condition, ids[:, :-1], corrupted(ids)[:, :-1])
     wanted = ids[:, 1:]
-    each = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=PAD, reduction="none")
-    each = each.view_as(wanted)
+    each = F.cross_entropy(logits.flatten(0, 1), _targets(wanted).flatten(0, 1), reduction="none").view_as(wanted)
+    each = each * (wanted != PAD)
 
     # what the neighbourhoods should vote for
     weights = at_points(batch.weights, condition.seeds)  # (B,S,J)
@@ -105,7 +120,7 @@ def validate(network: SkeletonNetwork, held_out: list[Store], points: int) -> di
 
 
 def main(command: list[str] | None = None) -> None:
-    options = loop.arguments(__doc__.splitlines()[0], batch=16, rate=5e-4).parse_args(command)
+    options = loop.arguments(__doc__.splitlines()[0], batch=32, rate=1.2e-3).parse_args(command)
     place = loop.settle(options)
     source = loop.Source(options, place)
     network = SkeletonNetwork().to(place.device)

@@ -27,7 +27,7 @@ from . import loop  # noqa: E402
 from .augment import OFF, Batch, Store, draw, in_pieces  # noqa: E402
 
 WEIGHTS = {"divergence": 1.0, "l1": 0.5}  # of the losses
-WEIGHED = 512  # points of a character that the loss is about; all of them are seen
+WEIGHED = 256  # points of a character that the loss is about; all of them are seen
 JITTER = 0.01  # unit cube: largest standard deviation of joints, drawn per character
 LEAST = 1e-6  # a weight below this counts as this in the divergence
 
@@ -37,7 +37,7 @@ def losses(network: SkinningNetwork, batch: Batch) -> dict:
     strength = JITTER * torch.rand(len(batch.joints), 1, 1, device=batch.joints.device)
     joints = batch.joints + strength * torch.randn_like(batch.joints)
     encoded = network.encode(batch.points, joints, batch.parents, batch.valid)
-    weights = network.weights(batch.points[:, :WEIGHED], encoded)
+    weights = network.weights(batch.points[:, :WEIGHED], batch.heat[:, :WEIGHED], encoded)
     truth = batch.weights[:, :WEIGHED]
     count = truth.shape[0] * truth.shape[1]
     divergence = truth * (truth.clamp_min(LEAST).log() - weights.clamp_min(LEAST).log())
@@ -51,7 +51,7 @@ def validate(network: SkinningNetwork, held_out: list[Store], points: int) -> di
     for store in held_out:
         generator = torch.Generator(store.device).manual_seed(0)
         batch = draw(store, 1, generator, points, replace(OFF, clip=1.0))
-        weights = network(batch.points, batch.joints, batch.parents, batch.valid)[0].cpu().numpy()
+        weights = network(batch.points, batch.joints, batch.parents, batch.valid, batch.heat)[0].cpu().numpy()
         errors.append(skin_scores(sharpened(weights), batch.weights[0].cpu().numpy()).l1)
     return {"skin_l1": float(np.median(errors)), "skin_l1_mean": float(np.mean(errors))}
 
@@ -59,7 +59,7 @@ def validate(network: SkinningNetwork, held_out: list[Store], points: int) -> di
 def main(command: list[str] | None = None) -> None:
     options = loop.arguments(__doc__.splitlines()[0], batch=16, rate=1e-3).parse_args(command)
     place = loop.settle(options)
-    source = loop.Source(options, place)
+    source = loop.Source(options, place, heat=True)
     network = SkinningNetwork().to(place.device)
 
     def step() -> dict:

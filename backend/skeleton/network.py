@@ -2,7 +2,7 @@
 
 A point encoder makes one token for each of some hundred neighbourhoods on the surface; a Transformer decoder takes one
 step a joint while it looks at them, and a small network spells the joint's four tokens (tokens.py) from that step's
-state. About 8 million parameters, meant for little data and a CPU:
+state. About 4 million parameters, meant for little data and a CPU:
 
 * The neighbourhoods are those of farthest points, started at the point farthest from the origin of the frame, pooled
   by maximum: the order of the points does not matter, nothing is drawn, no kernel of ours is needed.
@@ -38,12 +38,12 @@ NEVER = 1e-6  # the same, where later coordinates follow from earlier ones
 
 @dataclass(frozen=True)
 class SkeletonConfig:
-    width: int = 256  # of every token
-    heads: int = 4
-    seeds: int = 256  # neighbourhoods = tokens of the points
-    neighbours: int = 32  # points in each
+    width: int = 192  # of every token
+    heads: int = 3
+    seeds: int = 128  # neighbourhoods = tokens of the points
+    neighbours: int = 16  # points in each
     encoder_blocks: int = 4
-    decoder_blocks: int = 4
+    decoder_blocks: int = 3
     point_frequencies: int = 6  # of the Fourier features of seeds: pi, 2 pi, 4 pi, ...; the finest wave is 1/16 long
     joint_frequencies: int = 7  # of joints: the finest wave is 4 bins long
     dropout: float = 0.0  # on what each block adds, in training; for runs that see their characters very often

@@ -9,8 +9,8 @@ Three streams read one another, after Puppeteer's skinning network, in a hundred
 
     logit[n,j] = <a_n, b_j> / sqrt(D) + w . gelu(P g[n,j] + A p_n + B q_j) + c log h[n,j],   weights = soft-max over j,
 
-with g the geometry of the pair, p and q the features of point and joint, and h the weights that heat gives which flows
-from the bones over the surface (Baran & Popovic 2007): the network corrects those.
+with g the geometry of the pair, p and q the features of point and joint, and h the point's weights by heat (heat.py):
+the network corrects those, and knows through them how the surface hangs together.
 
 Choices that a reader would question:
 * The pair's geometry is given, not learned from coordinates: distance to the bones of a joint is most of what skinning
@@ -31,9 +31,6 @@ from torch import Tensor, nn
 
 NEAR = 0.01  # of the cube: distances below this are alike in the logarithm, it is about the radius of a finger
 TIP = 0.5  # a leaf's bone goes on beyond the joint for this part of the bone that leads to it
-HEAT = 3.0  # how fast a surface takes the heat of its nearest bone, against how fast it passes it on
-HEAT_NEIGHBOURS = 8  # points that a point passes heat on to
-HEAT_READ = 4  # points with heat that any other point reads its own from
 LEAST_HEAT = 0.01  # shares below this are alike in the logarithm
 PAIR_FEATURES = 13
 NEIGHBOUR_FEATURES = 9
@@ -54,7 +51,6 @@ class SkinningConfig:
     frequencies: int = 4  # octaves of sines per coordinate, the finest wave 1/4 of the cube
     neighbours: int = 16  # points around a point that it reads
     support: int = 1024  # points the encoder looks at; of a larger cloud an even stride
-    heated: int = 512  # of those, the points that heat flows over
     most_hops: int = 8  # joints farther apart on the tree share one bias
 
 
@@ -62,13 +58,10 @@ class SkinningConfig:
 class Encoded:
     """What `SkinningNetwork.encode` keeps of a body for any number of points; padding joints hold zeros.
 
-    support (B,S,6), of them heated (B,H,6) with heat (B,H,J), rows on the simplex; shape (B,T,D), features (B,J,D),
-    joints (B,J,3), parents (B,J) (a root's is itself), valid (B,J).
+    support (B,S,6), shape (B,T,D), features (B,J,D), joints (B,J,3), parents (B,J) (a root's is itself), valid (B,J).
     """
 
     support: Tensor
-    heated: Tensor
-    heat: Tensor
     shape: Tensor
     features: Tensor
     joints: Tensor
@@ -113,23 +106,24 @@ class SkinningNetwork(nn.Module):
         self.logit = nn.Linear(config.pair_width, 1)
         self.trust = nn.Parameter(torch.ones(()))  # in the heat
 
-    def forward(self, points: Tensor, joints: Tensor, parents: Tensor, valid: Tensor) -> Tensor:
+    def forward(self, points: Tensor, joints: Tensor, parents: Tensor, valid: Tensor, heat: Tensor) -> Tensor:
         """Weights (B,N,J) float32 of points (B,N,6) for joints (B,J,3): rows sum to 1, padding columns are 0.
 
-        parents (B,J) long, -1 for a root and where not valid; valid (B,J) bool, at least one in every row. Positions
-        lie in [-0.5, 0.5]^3, normals are unit. Joints may come in any order.
+        parents (B,J) long, -1 for a root and where not valid; valid (B,J) bool, at least one in every row; heat (B,N,J)
+        the points' weights by heat. Positions lie in [-0.5, 0.5]^3, normals are unit. Joints may come in any order.
         """
-        return self.weights(points, self.encode(points, joints, parents, valid))
+        return self.weights(points, heat, self.encode(points, joints, parents, valid))
 
     @torch.no_grad()
-    def predict(self, points: Tensor, joints: Tensor, parents: Tensor, valid: Tensor, chunk: int = 4096) -> Tensor:
+    def predict(self, points, joints, parents, valid, heat, chunk: int = 4096) -> Tensor:
         """`forward` without gradients, `chunk` points at a time: only the result grows with their number."""
         encoded = self.encode(points, joints, parents, valid)
-        return torch.cat([self.weights(part, encoded) for part in points.split(chunk, dim=1)], dim=1)
+        parts = zip(points.split(chunk, dim=1), heat.split(chunk, dim=1), strict=True)
+        return torch.cat([self.weights(part, warm, encoded) for part, warm in parts], dim=1)
 
     def encode(self, points: Tensor, joints: Tensor, parents: Tensor, valid: Tensor) -> Encoded:
         """Shape tokens and joint features of a body, from which `weights` weighs any points; shapes as in `forward`."""
-        points = _thinned(points, self.config.support)
+        points = points[:, :: -(-points.shape[1] // self.config.support)]
         cloud = self.shape_points(torch.cat([self._waves(points[..., :3]), points[..., 3:]], dim=-1))
         shape = self.shape_reads(self.shape_queries.expand(len(points), -1, -1), cloud)
         for block in self.shape_blocks:
@@ -150,12 +144,12 @@ class SkinningNetwork(nn.Module):
         hops = hop_distances(parents)
         for block in self.joint_blocks:
             features = block(features, shape, hops, valid)
-        heated = _thinned(points, self.config.heated)
-        return Encoded(points, heated, heat_weights(heated, joints, up, valid), shape, features, joints, up, valid)
+        return Encoded(points, shape, features, joints, up, valid)
 
-    def weights(self, points: Tensor, encoded: Encoded) -> Tensor:
-        """Weights (B,N,J) of points (B,N,6), of the encoded cloud or not; each row depends on its own point alone."""
-        heat = torch.log(_read_heat(points, encoded) + LEAST_HEAT)[..., None]
+    def weights(self, points: Tensor, heat: Tensor, encoded: Encoded) -> Tensor:
+        """Weights (B,N,J) of points (B,N,6) with heat (B,N,J), of the encoded cloud or not; each row depends on its own
+        point alone."""
+        heat = torch.log(heat + LEAST_HEAT)[..., None]
         geometry = pair_geometry(points, encoded.joints, encoded.parents, encoded.valid)
         pair = self.pair(torch.cat([geometry, heat.exp(), heat / 2 + 1], dim=-1))  # (B,N,J,P)
         bias = self.pair_bias(pair).permute(0, 3, 1, 2).masked_fill(~encoded.valid[:, None, None], -torch.inf)
@@ -296,61 +290,6 @@ def _to_segment(position, normal, start, end):
     away = from_start - where.clamp(0, 1)[..., None] * along
     distance = away.norm(dim=-1)
     return distance, where, (away * normal).sum(-1) / distance.clamp_min(1e-6)
-
-
-# ---- heat
-
-
-@torch.no_grad()
-def heat_weights(points: Tensor, joints: Tensor, parents: Tensor, valid: Tensor) -> Tensor:
-    """Weights (B,N,J) float32 of a cloud's points (B,N,6) by heat from the bones (Baran & Popovic 2007, eq. 1).
-
-    -Lap w_j + H w_j = H p_j: p picks the nearest bone, H = HEAT / distance^2 says how strongly it heats the point, and
-    the Laplacian is that of the graph of near points that face alike: for points spread evenly over a surface, the mean
-    difference from neighbours at a mean squared distance of r^2 is r^2 / 4 of it. Arguments as of `pair_geometry`.
-    """
-    with torch.autocast(points.device.type, enabled=False):
-        own = pair_geometry(points, joints, parents, valid)[..., 1]  # distance to each joint's own bone
-        distance = torch.where(valid[:, None], own, torch.inf)
-        least = distance.amin(2, keepdim=True)
-        nearest = (distance <= least + 1e-4).float()
-        nearest = nearest / nearest.sum(2, keepdim=True)
-        taken = HEAT / least[..., 0].clamp_min(NEAR / 2).square()
-
-        apart = torch.cdist(points[..., :3], points[..., :3], compute_mode="donot_use_mm_for_euclid_dist")
-        facing = points[..., 3:] @ points[..., 3:].mT
-        apart = apart * (1 + 2 * (0.3 - facing).clamp_min(0))
-        count = min(HEAT_NEIGHBOURS, points.shape[1] - 1)
-        near, index = apart.topk(count + 1, largest=False)
-        near, index = near[..., 1:], index[..., 1:]
-        passed = 4 / (count * near.square().mean(2, keepdim=True).clamp_min(1e-8)) if count else near
-        graph = torch.zeros_like(apart).scatter_(2, index, passed.expand_as(near).contiguous())
-        graph = (graph + graph.mT) / 2
-        matrix = torch.diag_embed(graph.sum(2) + taken) - graph
-        heat = torch.cholesky_solve(taken[..., None] * nearest, torch.linalg.cholesky(matrix))
-        heat = torch.where(valid[:, None], heat, 0.0).clamp_min(0)
-        return heat / heat.sum(2, keepdim=True).clamp_min(1e-12)
-
-
-@torch.no_grad()
-def _read_heat(points: Tensor, encoded: Encoded) -> Tensor:
-    """Heat (B,N,J) at points (B,N,6): of the nearest points that have any, the nearer the more."""
-    count = min(HEAT_READ, encoded.heated.shape[1])
-    rows = max(1, SEARCH // (len(points) * encoded.heated.shape[1]))
-    exact = "donot_use_mm_for_euclid_dist"
-    found = []
-    for part in points.split(rows, dim=1):
-        apart = torch.cdist(part[..., :3], encoded.heated[..., :3], compute_mode=exact)
-        near, index = apart.topk(count, largest=False)
-        share = 1 / (near.square() + 1e-6)
-        read = _rows(encoded.heat, index.flatten(1)).unflatten(1, index.shape[1:])
-        found.append((read * (share / share.sum(2, keepdim=True))[..., None]).sum(2))
-    return torch.cat(found, dim=1)
-
-
-def _thinned(points: Tensor, most: int) -> Tensor:
-    """An even stride of points (B,N,6), no more than `most`."""
-    return points[:, :: -(-points.shape[1] // most)]
 
 
 def _neighbourhood(points: Tensor, support: Tensor, count: int) -> Tensor:
