@@ -115,3 +115,11 @@ def test_a_collapsed_triangle_faces_as_its_corners_do():
 def test_no_points_is_one_sentence(vertices, faces, count):
     with pytest.raises(SprigError, match=r"; [^.]*\.$"):
         sample_surface(vertices, faces, count)
+
+
+def test_values_at_the_vertices_are_blended_at_the_points():
+    points = SurfacePoints(np.array([0, 1]), np.array([[0.2, 0.3, 0.5], [0.0, 1.0, 0.0]]))
+    values = np.array([[0, 1], [10, 2], [20, 3], [30, 4]], dtype=np.float32)
+    blended = points.blend(values, SQUARE_FACES)
+    assert blended.dtype == np.float32
+    np.testing.assert_allclose(blended, [[13, 2.3], [20, 3]], rtol=1e-6)

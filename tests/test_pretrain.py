@@ -17,9 +17,10 @@ import torch
 from sprig.backend.checkpoint import load_checkpoint, read_provenance
 from sprig.backend.errors import SprigError
 from sprig.backend.skeleton.network import SkeletonConfig, SkeletonNetwork
+from sprig.backend.skeleton.tokens import EOS, FIRST_BIN, PAD, VOCABULARY
 from sprig.backend.skinning.network import SkinningConfig, SkinningNetwork
 from sprig.training import loop, pretrain_skeleton, pretrain_skinning
-from sprig.training.augment import OFF, Store, draw, in_order, in_pieces
+from sprig.training.augment import OFF, Store, draw, in_order, in_pieces, to_tokens
 from sprig.training.rigbank import validation_rigs
 from sprig.training.synthesize import creature
 
@@ -39,7 +40,7 @@ def options(**changes) -> Namespace:
 
 
 def drawn(kinds=("quadruped", "snake", "biped"), count=4, points=256):
-    store = Store([creature(seed, kind) for seed, kind in enumerate(kinds)])
+    store = Store([creature(seed, kind) for seed, kind in enumerate(kinds)], heat=True)
     return draw(store, count, torch.Generator().manual_seed(0), points, OFF)
 
 
@@ -140,7 +141,8 @@ def test_votes_of_the_truth_cost_nothing_and_others_do():
 
 
 @torch.no_grad()
-def test_padding_changes_no_loss_of_the_skeleton():
+def test_padding_changes_no_loss_of_the_skeleton(monkeypatch):
+    monkeypatch.setattr(pretrain_skeleton, "corrupted", lambda ids: ids)  # it is drawn
     torch.manual_seed(0)
     network, batch = SkeletonNetwork(TINY_SKELETON).eval(), in_order(drawn(("snake", "biped"), 4))
     whole = pretrain_skeleton.losses(network, batch)
@@ -148,6 +150,37 @@ def test_padding_changes_no_loss_of_the_skeleton():
     for name, (total, count) in whole.items():
         assert float(total) == pytest.approx(sum(float(part[name][0]) for part in parts), rel=1e-4), name
         assert int(count) == sum(int(part[name][1]) for part in parts), name
+
+
+def test_what_the_decoder_looks_back_at_is_moved_and_hidden():
+    torch.manual_seed(0)
+    ids = to_tokens(in_order(drawn(("quadruped", "biped"), 400, 8)))
+    seen = pretrain_skeleton.corrupted(ids)
+    place = torch.arange(ids.shape[1])
+    real = (ids >= FIRST_BIN) & (place > 0)
+    coordinate = real & (place % 4 > 0)
+    assert (seen[~coordinate] == ids[~coordinate]).all()  # BOS, parents, EOS and PAD stay
+    hidden = (seen == PAD) & coordinate
+    assert hidden.float().sum() / coordinate.sum() == pytest.approx(0.25, abs=0.05)
+    assert ((hidden.sum(1) == 0).float().mean() - 0.5).abs() < 0.1
+    whole = hidden[:, 1:-1].unflatten(1, (-1, 4))[:, :, :3]
+    assert (whole.all(2) == whole.any(2)).all()  # x, y and z of a joint together
+    moved = (seen - ids)[coordinate & ~hidden]
+    assert moved.abs().max() <= 5 * pretrain_skeleton.JITTER and 0.8 < moved.float().std() < 2.2
+    assert seen[coordinate & ~hidden].min() >= FIRST_BIN and seen.max() < VOCABULARY
+
+
+def test_coordinates_are_spread_over_the_bins_around_them():
+    ids = torch.tensor([[FIRST_BIN + 60, FIRST_BIN, FIRST_BIN + 127, FIRST_BIN + 2, EOS, PAD]])
+    wanted = pretrain_skeleton._targets(ids)[0]
+    torch.testing.assert_close(wanted.sum(1), torch.ones(6))
+    assert (wanted[:, :FIRST_BIN].sum(1) == torch.tensor([0, 0, 0, 0, 1, 1])).all()
+    assert wanted[3, FIRST_BIN + 2] == wanted[4, EOS] == wanted[5, PAD] == 1  # a parent, an end and padding are exact
+    bins = torch.arange(128.0)
+    mean = wanted[0, FIRST_BIN:] @ bins
+    assert mean == pytest.approx(60) and wanted[0, FIRST_BIN + 60] == wanted[0].max()
+    spread = ((wanted[0, FIRST_BIN:] @ (bins - mean).square()) ** 0.5).item()
+    assert spread == pytest.approx(pretrain_skeleton.SPREAD, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +210,7 @@ def test_a_step_in_pieces_has_the_gradient_of_the_whole():
     batch = drawn(("snake", "biped"), 4)
 
     def losses(piece):  # without the jitter of the joints, which is drawn
-        found = network(piece.points, piece.joints, piece.parents, piece.valid)
+        found = network(piece.points, piece.joints, piece.parents, piece.valid, piece.heat)
         return {"l1": ((found - piece.weights).abs().sum(), found.shape[0] * found.shape[1])}
 
     gradients = []
