@@ -54,16 +54,19 @@ def test_the_validation_list_is_never_drawn_from(tmp_path):
         replace(creature(1, "quadruped"), name="quat_wolf", rig_id=never),
         replace(creature(2, "vehicle"), name="cart", rig_id="bbbb0000", category="machine"),
         replace(creature(3, "quadruped"), name="0ad_bear", rig_id="cccc0000", licence="CC-BY-SA-3.0"),
+        replace(creature(4, "biped"), name="quat_man", rig_id="dddd0000", category="biped", licence="CC-BY-SA-3.0"),
     ]
     write_bank(tmp_path, *made)
     source = loop.Source(options(bank=[tmp_path], synthetic=0.25), CPU)
-    assert source.counts == {"characters": 2, "machines": 1, "synthetic": loop.SYNTHETIC}
+    assert source.counts == {"people": 1, "animals": 2, "machines": 1, "synthetic": loop.SYNTHETIC}
     assert [store.names for store in source.held_out] == [["quat_wolf"]]
     assert all(never not in store.rig_ids for _, store in source.parts)
-    assert [share for share, _ in source.parts] == pytest.approx([0.75 * 0.85, 0.75 * 0.15, 0.25])
+    assert [share for share, _ in source.parts] == pytest.approx(
+        [0.75 * 0.85 * 0.4, 0.75 * 0.85 * 0.6, 0.75 * 0.15, 0.25]
+    )
     free = loop.Source(options(bank=[tmp_path], synthetic=0.0, licence="CC0"), CPU)
-    assert free.counts == {"characters": 1, "machines": 1, "synthetic": 0}
-    assert [share for share, _ in free.parts] == pytest.approx([0.85, 0.15])
+    assert free.counts == {"people": 0, "animals": 1, "machines": 1, "synthetic": 0}
+    assert [share for share, _ in free.parts] == pytest.approx([0.85 * 0.6 / 0.66, 0.15 / 0.66])
 
 
 def test_a_run_needs_something_to_learn_from():

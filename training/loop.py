@@ -42,6 +42,7 @@ CLIP = 1.0  # norm of the gradient
 DECAY = 0.05  # of weights, times the learning rate
 SYNTHETIC = 2048  # different characters made on the spot
 MACHINES = ("machine", "accessory")  # categories: drawn less often than the rest, their skeletons follow no anatomy
+PEOPLE = ("biped",)  # drawn more often than by their few rigs: these have the most bodies, and most users rig people
 
 
 # ---- options
@@ -56,6 +57,7 @@ def arguments(description: str, batch: int, rate: float) -> argparse.ArgumentPar
     )
     parser.add_argument("--synthetic", type=float, default=0.3, help="share of characters that are made on the spot")
     parser.add_argument("--machines", type=float, default=0.15, help="share of machines and accessories among the rest")
+    parser.add_argument("--people", type=float, default=0.4, help="share of bipeds among what is left then")
     parser.add_argument(
         "--augment", type=_setting, action="append", default=[], metavar="NAME=VALUE",
         help="one number of AugmentConfig (augment.py), for instance bend=0.4; repeatable",
@@ -151,7 +153,7 @@ def _half_pays() -> bool:
 
 
 class Source:
-    """Batches of characters: from the banks, by rig and less often machines, and made on the spot.
+    """Batches of characters: people, animals and machines from the banks, each by rig, and creatures made on the spot.
 
     Banks stay apart, so that one with large meshes does not fill up the others' to its size.
 
@@ -160,21 +162,24 @@ class Source:
 
     def __init__(self, options: argparse.Namespace, place: Place, heat: bool = False):
         never = validation_rigs()
-        kinds = {"characters": [], "machines": [], "synthetic": []}  # of lists of characters, one for each bank
+        kinds = {"people": [], "animals": [], "machines": [], "synthetic": []}  # of lists, one for each bank
         self.held_out = []
         for bank in options.bank:
             every = read_rigbank(bank)
             self.held_out += [Store([one], heat).to(place.device) for one in every if one.rig_id in never]
             wanted = [one for one in every if one.rig_id not in never and one.licence.startswith(options.licence or "")]
-            kinds["characters"].append([one for one in wanted if one.category not in MACHINES])
+            kinds["people"].append([one for one in wanted if one.category in PEOPLE])
             kinds["machines"].append([one for one in wanted if one.category in MACHINES])
+            kinds["animals"].append([one for one in wanted if one.category not in PEOPLE + MACHINES])
         if options.synthetic > 0:
             kinds["synthetic"].append([creature(seed) for seed in range(SYNTHETIC)])
         self.counts = {kind: sum(map(len, groups)) for kind, groups in kinds.items()}
         if not any(self.counts.values()):
             raise SprigError("There is nothing to learn from; give a --bank, or a --synthetic share above 0.")
+        rest = (1 - options.synthetic) * (1 - options.machines)
         shares = {
-            "characters": (1 - options.synthetic) * (1 - options.machines),
+            "people": rest * options.people,
+            "animals": rest * (1 - options.people),
             "machines": (1 - options.synthetic) * options.machines,
             "synthetic": options.synthetic,
         }
@@ -209,7 +214,8 @@ class Source:
 
     def restore(self, state: dict) -> None:
         self.generator.set_state(state["generator"])
-        self.debts = list(state["debts"])
+        if len(state["debts"]) == len(self.debts):  # else the run goes on with other banks
+            self.debts = list(state["debts"])
 
 
 # ---- schedule, average
