@@ -54,7 +54,7 @@ def test_the_validation_list_is_never_drawn_from(tmp_path):
         replace(creature(1, "quadruped"), name="quat_wolf", rig_id=never),
         replace(creature(2, "vehicle"), name="cart", rig_id="bbbb0000", category="machine"),
         replace(creature(3, "quadruped"), name="0ad_bear", rig_id="cccc0000", licence="CC-BY-SA-3.0"),
-        replace(creature(4, "biped"), name="quat_man", rig_id="dddd0000", category="biped", licence="CC-BY-SA-3.0"),
+        replace(creature(4, "biped"), name="quat_knight", rig_id="dddd0000", licence="CC-BY-SA-3.0"),
     ]
     write_bank(tmp_path, *made)
     source = loop.Source(options(bank=[tmp_path], synthetic=0.25), CPU)

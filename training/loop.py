@@ -214,7 +214,7 @@ class Source:
 
     def restore(self, state: dict) -> None:
         self.generator.set_state(state["generator"])
-        if len(state["debts"]) == len(self.debts):  # else the run goes on with other banks
+        if len(state["debts"]) == len(self.parts):  # else the run goes on with other banks
             self.debts = list(state["debts"])
 
 
