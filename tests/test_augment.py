@@ -15,7 +15,7 @@ from sprig.training.character import Character
 
 from .creatures import chain, tube
 
-EVERYTHING = AugmentConfig(shape=1, prune=1, hole=1, length=0.5, thickness=0.5)
+EVERYTHING = AugmentConfig(shape=1, prune=1, merge=0.7, hole=1, length=0.5, thickness=0.5)
 
 
 def character(name, vertices, faces, weights, joints, parents, motion=None, rig_id=None):
@@ -270,6 +270,22 @@ def test_pruning_gives_weights_to_the_parent():
     np.testing.assert_allclose(after.weights[..., 1], before.weights[..., 1:].sum(dim=2), atol=1e-6)
     alone = draw(Store([one]), 1, generator(), 10, replace(config, prune_rounds=9))
     assert alone.parents.tolist() == [[-1]] and (alone.weights == 1).all()
+
+
+def test_a_joint_within_a_limb_leaves_weights_and_children_to_its_parent():
+    one = snake(bones=6, poses=0)
+    counts = set()
+    for seed in range(8):
+        before = draw(Store([one]), 1, generator(seed), 300, OFF)
+        after = draw(Store([one]), 1, generator(seed), 300, replace(OFF, merge=1.0, merge_joint=0.5))
+        assert torch.equal(after.points, before.points)
+        kept = [int((before.joints[0] - joint).norm(dim=1).argmin()) for joint in after.joints[0]]
+        assert kept[0] == 0 and kept == sorted(set(kept))  # some of the chain, the root among them
+        assert after.parents[0].tolist() == list(range(-1, len(kept) - 1))
+        parts = np.split(before.weights[0].numpy(), kept[1:], axis=1)
+        np.testing.assert_allclose(after.weights[0], np.stack([part.sum(axis=1) for part in parts], axis=1), atol=1e-6)
+        counts.add(len(kept))
+    assert len(counts) > 2
 
 
 # ---- all parts together

@@ -65,6 +65,8 @@ class AugmentConfig:
     prune: float = 0.3  # chance that leaves are deleted
     prune_leaf: float = 0.4  # then the chance of each leaf
     prune_rounds: int = 2  # how often: a limb can lose this many joints
+    merge: float = 0.0  # chance that joints within limbs are deleted
+    merge_joint: float = 0.3  # then the chance of each joint
     noise: float = 0.003  # largest standard deviation of the points, drawn per character
     hole: float = 0.2  # chance of a missing piece
     hole_share: float = 0.3  # largest share of the points in it, below 1
@@ -472,20 +474,25 @@ def _outside_hole(place, share, count, random):
 
 
 def _prune(joints, parents, valid, weights, heat, random, config):
-    """Delete random leaves, never the root: their weights and heat (B,N,J) go to the parent. As Batch wants them."""
+    """Delete random leaves and random joints within limbs, never the root: their weights and heat (B,N,J) go to the
+    parent, their children too. As Batch wants them."""
     batch, most = parents.shape
     every = torch.arange(most, device=parents.device).expand(batch, -1)
-    pruned = random(batch, 1) < config.prune
-    heir = every
+    pruned, merged = random(batch, 1) < config.prune, random(batch, 1) < config.merge
+    inner = valid & (every > 0)
+    drop = torch.zeros_like(valid)
     for _ in range(config.prune_rounds):
         has_child = torch.zeros(batch, most, dtype=torch.long, device=parents.device)
-        has_child.scatter_add_(1, parents, (valid & (every > 0)).long())
-        drop = valid & (every > 0) & (has_child == 0) & pruned & (random(batch, most) < config.prune_leaf)
-        valid = valid & ~drop
-        heir = torch.where(drop, parents, every).gather(1, heir)
+        has_child.scatter_add_(1, parents, (inner & ~drop).long())
+        drop = drop | (inner & (has_child == 0) & pruned & (random(batch, most) < config.prune_leaf))
+    drop = drop | (inner & merged & (random(batch, most) < config.merge_joint))
+    valid, heir = valid & ~drop, torch.where(drop, parents, every)
+    for _ in range(most.bit_length()):  # to the next joint up that stays
+        heir = heir.gather(1, heir)
     order = (~valid).byte().argsort(dim=1, stable=True)  # those kept, in the order they had
     rank = order.argsort(dim=1)
     kept = int(valid.sum(dim=1).max())
+    parents = heir.gather(1, parents)
     parents = rank.gather(1, parents.gather(1, order))[:, :kept]
     joints = joints.gather(1, order[..., None].expand(-1, -1, 3))[:, :kept]
     heir = rank.gather(1, heir)[:, None].expand(-1, weights.shape[1], -1)
