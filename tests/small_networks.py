@@ -15,9 +15,7 @@ def small_networks(folder: Path) -> dict[str, str]:
     skeleton = SkeletonNetwork(
         SkeletonConfig(width=32, heads=2, seeds=32, neighbours=8, encoder_blocks=1, decoder_blocks=1, most_joints=12)
     )
-    skinning = SkinningNetwork(
-        SkinningConfig(width=24, heads=2, shape_tokens=4, shape_blocks=1, joint_blocks=1, point_blocks=1, support=256)
-    )
+    skinning = SkinningNetwork(SkinningConfig(width=24, blocks=1, support=256))
     for kind, network in (("skeleton", skeleton), ("skinning", skinning)):
         save_checkpoint(folder / f"{kind}.safetensors", network, {"command": "made by a test"})
     return {f"checkpoint_{kind}": str(folder / f"{kind}.safetensors") for kind in ("skeleton", "skinning")}

@@ -518,9 +518,7 @@ REAL = {
     "skeleton": lambda: SkeletonNetwork(
         SkeletonConfig(width=32, heads=2, seeds=16, neighbours=8, encoder_blocks=1, decoder_blocks=2)
     ),
-    "skinning": lambda: SkinningNetwork(
-        SkinningConfig(width=24, heads=2, shape_tokens=4, shape_blocks=2, joint_blocks=1, point_blocks=2, support=64)
-    ),
+    "skinning": lambda: SkinningNetwork(SkinningConfig(width=24, blocks=2, support=64)),
 }
 
 

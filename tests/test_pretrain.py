@@ -28,9 +28,7 @@ from .small_banks import write_bank
 
 CPU = loop.Place(torch.device("cpu"), 0, 1, False)
 TINY_SKELETON = SkeletonConfig(width=64, heads=2, seeds=48, neighbours=8, encoder_blocks=1, decoder_blocks=2)
-TINY_SKINNING = SkinningConfig(
-    width=48, heads=2, shape_tokens=4, shape_blocks=1, joint_blocks=1, point_blocks=1, pair_width=16
-)
+TINY_SKINNING = SkinningConfig(width=32, blocks=2, dropout=0.0)
 
 
 def options(**changes) -> Namespace:

@@ -1,18 +1,20 @@
-"""A compact tri-stream skinning network: how much each joint moves each surface point.
+"""A compact skinning network: how much each joint moves each surface point.
 
-Three streams read one another, after Puppeteer's skinning network, in a hundredth of its size:
+For every point there is one feature per joint, and blocks of a graph network pass messages between the joints, along
+the bones:
 
-    shape   a few learned tokens read all points (cross-attention) and describe the body as a whole;
-    joints  joints attend to each other with a learned bias by hop distance on the tree, and to points and shape;
-    points  points, with what lies around them, attend to joints and shape; the attention is biased by the geometry of
-            the pair (how far from which bone, on which side of it).
+    x[n,j] = geometry of the pair (how far from which bone, on which side of it), heat of n at j,
+             traits of j (lengths and number of the bones around it), what lies around n
+    block:  x[n,j] += f( x[n,j], x[n,parent j], mean of x[n,children j], sum_k a[n,k] x[n,k] )
+    logit[n,j] = w . x[n,j] + c log h[n,j],   weights = soft-max over j,
 
-    logit[n,j] = <a_n, b_j> / sqrt(D) + w . gelu(P g[n,j] + A p_n + B q_j) + c log h[n,j],   weights = soft-max over j,
-
-with g the geometry of the pair, p and q the features of point and joint, and h the point's weights by heat (heat.py):
-the network corrects those, and knows through them how the surface hangs together.
+with a an attention that starts at the heat, and h the point's weights by heat (heat.py): the network corrects those,
+and knows through them how the surface hangs together.
 
 Choices that a reader would question:
+* Nothing says where in the cube a point or a joint is. With the hundred different rigs that there are to learn from, a
+  network that sees places learns these rigs by heart (training/LOG.md has both curves); one that sees how points lie to
+  bones has learned from every joint of every rig.
 * The pair's geometry is given, not learned from coordinates: distance to the bones of a joint is most of what skinning
   is about, and a network of this size that must discover it from sines of coordinates needs far more data.
 * No index is ever embedded, so neither the order of joints nor that of points matters, and padding is never seen.
@@ -23,7 +25,6 @@ Choices that a reader would question:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import pi, sqrt
 
 import torch
 import torch.nn.functional as F
@@ -32,41 +33,38 @@ from torch import Tensor, nn
 NEAR = 0.01  # of the cube: distances below this are alike in the logarithm, it is about the radius of a finger
 TIP = 0.5  # a leaf's bone goes on beyond the joint for this part of the bone that leads to it
 LEAST_HEAT = 0.01  # shares below this are alike in the logarithm
-PAIR_FEATURES = 13
+PAIR_FEATURES = 17
+TRAITS = 9
 NEIGHBOUR_FEATURES = 9
 SEARCH = 1 << 24  # distances in memory at a time while neighbours are searched
 
 
 @dataclass(frozen=True)
 class SkinningConfig:
-    """Size of a `SkinningNetwork`; the defaults make 4.1 million parameters."""
+    """Size of a `SkinningNetwork`; the defaults make SIZE parameters."""
 
-    width: int = 192  # of every stream
-    heads: int = 6
-    shape_tokens: int = 32
-    shape_blocks: int = 3
-    joint_blocks: int = 4
-    point_blocks: int = 3
-    pair_width: int = 32  # of the geometry of (point, joint) pairs, the one thing that grows with both
-    frequencies: int = 4  # octaves of sines per coordinate, the finest wave 1/4 of the cube
+    width: int = 64  # of the feature of a point at a joint
+    blocks: int = 3  # how many joints away a message comes from
     neighbours: int = 16  # points around a point that it reads
-    support: int = 1024  # points the encoder looks at; of a larger cloud an even stride
-    most_hops: int = 8  # joints farther apart on the tree share one bias
+    support: int = 1024  # points that these are chosen from; of a larger cloud an even stride
+    dropout: float = 0.1  # on what each block adds, in training
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
     """What `SkinningNetwork.encode` keeps of a body for any number of points; padding joints hold zeros.
 
-    support (B,S,6), shape (B,T,D), features (B,J,D), joints (B,J,3), parents (B,J) (a root's is itself), valid (B,J).
+    support (B,S,6), joints (B,J,3), parents (B,J) (a root's is itself), valid (B,J), traits (B,J,W); to_parent and
+    to_children (B,J,J) take values at joints to those at their parents and to the means over their children.
     """
 
     support: Tensor
-    shape: Tensor
-    features: Tensor
     joints: Tensor
     parents: Tensor
     valid: Tensor
+    traits: Tensor
+    to_parent: Tensor
+    to_children: Tensor
 
 
 class SkinningNetwork(nn.Module):
@@ -77,33 +75,15 @@ class SkinningNetwork(nn.Module):
     def __init__(self, config: SkinningConfig | None = None):
         super().__init__()
         self.config = config = config or SkinningConfig()
-        width, heads = config.width, config.heads
-        wave = 3 * 2 * config.frequencies + 3
-        self.register_buffer("frequencies", pi * 2.0 ** torch.arange(config.frequencies), persistent=False)
-
-        self.shape_points = _mlp(wave + 3, width, width)
-        self.shape_queries = nn.Parameter(torch.randn(config.shape_tokens, width) / sqrt(width))
-        self.shape_reads = Block(width, heads)
-        self.shape_blocks = nn.ModuleList(Block(width, heads) for _ in range(config.shape_blocks - 1))
-
-        self.joint_embedding = _mlp(2 * wave + 6, width, width)
-        self.joint_reads = Block(width, heads)
-        self.joint_blocks = nn.ModuleList(
-            JointBlock(width, heads, config.most_hops) for _ in range(config.joint_blocks)
-        )
-
-        self.point_embedding = _mlp(wave + 3, width, width)
-        self.around = _mlp(NEIGHBOUR_FEATURES, width // 3, width // 3)
-        self.around_to_point = nn.Linear(width // 3, width)
-        self.pair = _mlp(PAIR_FEATURES, config.pair_width, config.pair_width)
-        self.point_blocks = nn.ModuleList(Block(width, heads) for _ in range(config.point_blocks))
-        self.pair_bias = nn.Linear(config.pair_width, heads * config.point_blocks)
-
-        self.point_norm, self.joint_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.point_key, self.joint_key = nn.Linear(width, width), nn.Linear(width, width)
-        self.point_pair, self.joint_pair = nn.Linear(width, config.pair_width), nn.Linear(width, config.pair_width)
-        self.geometry_pair = nn.Linear(config.pair_width, config.pair_width)
-        self.logit = nn.Linear(config.pair_width, 1)
+        width = config.width
+        self.pair = _mlp(PAIR_FEATURES, 2 * width, width)
+        self.traits = nn.Linear(TRAITS, width)
+        self.around = _mlp(NEIGHBOUR_FEATURES, width, width)
+        self.around_to_pair = nn.Linear(width, width)
+        self.blocks = nn.ModuleList(Block(width, config.dropout) for _ in range(config.blocks))
+        self.norm = nn.LayerNorm(width)
+        self.logit = nn.Linear(width, 1)
+        nn.init.zeros_(self.logit.weight)  # it starts at the heat
         self.trust = nn.Parameter(torch.ones(()))  # in the heat
 
     def forward(self, points: Tensor, joints: Tensor, parents: Tensor, valid: Tensor, heat: Tensor) -> Tensor:
@@ -115,132 +95,88 @@ class SkinningNetwork(nn.Module):
         return self.weights(points, heat, self.encode(points, joints, parents, valid))
 
     @torch.no_grad()
-    def predict(self, points, joints, parents, valid, heat, chunk: int = 4096) -> Tensor:
+    def predict(self, points, joints, parents, valid, heat, chunk: int = 1024) -> Tensor:
         """`forward` without gradients, `chunk` points at a time: only the result grows with their number."""
         encoded = self.encode(points, joints, parents, valid)
         parts = zip(points.split(chunk, dim=1), heat.split(chunk, dim=1), strict=True)
         return torch.cat([self.weights(part, warm, encoded) for part, warm in parts], dim=1)
 
     def encode(self, points: Tensor, joints: Tensor, parents: Tensor, valid: Tensor) -> Encoded:
-        """Shape tokens and joint features of a body, from which `weights` weighs any points; shapes as in `forward`."""
+        """What `weights` needs of a body, whatever points it weighs; shapes as in `forward`."""
         points = points[:, :: -(-points.shape[1] // self.config.support)]
-        cloud = self.shape_points(torch.cat([self._waves(points[..., :3]), points[..., 3:]], dim=-1))
-        shape = self.shape_reads(self.shape_queries.expand(len(points), -1, -1), cloud)
-        for block in self.shape_blocks:
-            shape = block(shape, shape)
-
         joints = torch.where(valid[..., None], joints, 0.0)
-        own = torch.arange(joints.shape[1], device=joints.device).expand_as(parents)
-        root = parents < 0
-        up = torch.where(root | ~valid, own, parents)
-        parent_joints = _rows(joints, up)
-        bone = joints - parent_joints
-        children = torch.zeros_like(joints[..., 0]).scatter_add(1, up, (valid & ~root).to(joints.dtype))
-        traits = [bone.norm(dim=-1), (children == 0).to(joints.dtype), root.to(joints.dtype)]
-        features = self.joint_embedding(
-            torch.cat([self._waves(joints), self._waves(parent_joints), bone, torch.stack(traits, dim=-1)], dim=-1)
+        own = torch.arange(joints.shape[1], device=joints.device)
+        root = (parents < 0) | ~valid
+        up = torch.where(root, own, parents)
+        to_parent = ((up[..., None] == own) & ~root[..., None]).to(joints.dtype)
+        children = to_parent.sum(1)
+        to_children = to_parent.mT / children[..., None].clamp_min(1)
+        return Encoded(
+            points, joints, up, valid, self.traits(_traits(joints, up, root, children)), to_parent, to_children
         )
-        features = self.joint_reads(features, torch.cat([cloud, shape], dim=1))
-        hops = hop_distances(parents)
-        for block in self.joint_blocks:
-            features = block(features, shape, hops, valid)
-        return Encoded(points, shape, features, joints, up, valid)
 
     def weights(self, points: Tensor, heat: Tensor, encoded: Encoded) -> Tensor:
         """Weights (B,N,J) of points (B,N,6) with heat (B,N,J), of the encoded cloud or not; each row depends on its own
         point alone."""
-        heat = torch.log(heat + LEAST_HEAT)[..., None]
         geometry = pair_geometry(points, encoded.joints, encoded.parents, encoded.valid)
-        pair = self.pair(torch.cat([geometry, heat.exp(), heat / 2 + 1], dim=-1))  # (B,N,J,P)
-        bias = self.pair_bias(pair).permute(0, 3, 1, 2).masked_fill(~encoded.valid[:, None, None], -torch.inf)
-        bias = F.pad(bias, (0, encoded.shape.shape[1])).unflatten(1, (len(self.point_blocks), -1))
-
-        features = self.point_embedding(torch.cat([self._waves(points[..., :3]), points[..., 3:]], dim=-1))
+        log_heat = torch.log(heat + LEAST_HEAT)
+        most = heat.amax(2, keepdim=True).clamp_min(1e-6)
+        warmth = [
+            heat + LEAST_HEAT,
+            log_heat / 2 + 1,
+            heat @ encoded.to_parent.mT,
+            heat @ encoded.to_children.mT,
+            heat / most,
+            (heat >= most).to(heat.dtype),
+        ]
+        x = self.pair(torch.cat([geometry, torch.stack(warmth, dim=-1)], dim=-1))  # (B,N,J,W)
         around = self.around(_neighbourhood(points, encoded.support, self.config.neighbours)).amax(dim=2)
-        features = features + self.around_to_point(around)
-        context = torch.cat([encoded.features, encoded.shape], dim=1)
-        for i, block in enumerate(self.point_blocks):
-            features = block(features, context, bias[:, i])
-
-        features, joints = self.point_norm(features), self.joint_norm(encoded.features)
-        alike = self.point_key(features) @ self.joint_key(joints).transpose(1, 2) / sqrt(self.config.width)
-        mixed = self.geometry_pair(pair) + self.point_pair(features)[:, :, None] + self.joint_pair(joints)[:, None]
-        logits = (alike + self.logit(F.gelu(mixed))[..., 0]).float() + self.trust * heat[..., 0]
+        x = x + self.around_to_pair(around)[:, :, None] + encoded.traits[:, None]
+        for block in self.blocks:
+            x = block(x, encoded, log_heat)
+        logits = self.logit(self.norm(x))[..., 0].float() + self.trust * log_heat
         return logits.masked_fill(~encoded.valid[:, None], -torch.inf).softmax(dim=-1)
-
-    def _waves(self, positions: Tensor) -> Tensor:
-        """Positions (…,3) and their sines and cosines in octaves: (…, 3 + 6 frequencies)."""
-        angle = (positions[..., None] * self.frequencies).flatten(-2)
-        return torch.cat([positions, angle.sin(), angle.cos()], dim=-1)
 
 
 class Block(nn.Module):
-    """Attention to a context and a feed-forward, each on normalised input and added to what came in."""
+    """Messages along the bones, for every point by itself."""
 
-    def __init__(self, width: int, heads: int, expansion: int = 2):
+    def __init__(self, width: int, dropout: float):
         super().__init__()
-        self.attention = Attention(width, heads)
         self.norm = nn.LayerNorm(width)
-        self.feed_forward = _mlp(width, expansion * width, width)
+        self.own = nn.Linear(width, 2 * width)
+        self.from_parent, self.from_children, self.from_all = (nn.Linear(width, 2 * width, bias=False) for _ in range(3))
+        self.score = nn.Linear(width, 1)
+        self.out = nn.Linear(2 * width, width)
+        self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, context: Tensor, bias: Tensor | None = None) -> Tensor:
-        x = x + self.attention(x, context, bias)
-        return x + self.feed_forward(self.norm(x))
-
-
-class JointBlock(nn.Module):
-    """Joints attend to each other, biased by their hops on the tree (topology-aware, Puppeteer), then to the shape."""
-
-    def __init__(self, width: int, heads: int, most_hops: int):
-        super().__init__()
-        self.hop_bias = nn.Embedding(most_hops + 1, heads)
-        nn.init.zeros_(self.hop_bias.weight)
-        self.attention = Attention(width, heads)
-        self.shape = Block(width, heads)
-
-    def forward(self, x: Tensor, shape: Tensor, hops: Tensor, valid: Tensor) -> Tensor:
-        bias = self.hop_bias(hops.clamp_max(self.hop_bias.num_embeddings - 1)).permute(0, 3, 1, 2)
-        x = x + self.attention(x, x, bias.masked_fill(~valid[:, None, None], -torch.inf))
-        return self.shape(x, shape)
+    def forward(self, x: Tensor, body: Encoded, log_heat: Tensor) -> Tensor:
+        """x (B,N,J,W) -> (B,N,J,W); log_heat (B,N,J)."""
+        normed = self.norm(x)
+        score = self.score(normed)[..., 0].float() + log_heat
+        attention = score.masked_fill(~body.valid[:, None], -torch.inf).softmax(-1)
+        every = attention[:, :, None].to(normed.dtype) @ normed  # (B,N,1,W)
+        parent = body.to_parent[:, None].to(normed.dtype) @ normed
+        children = body.to_children[:, None].to(normed.dtype) @ normed
+        mixed = self.own(normed) + self.from_parent(parent) + self.from_children(children) + self.from_all(every)
+        return x + self.dropout(self.out(F.gelu(mixed)))
 
 
-class Attention(nn.Module):
-    """Multi-head attention of x (B,N,D) to a context (B,M,D); bias (B,H,N,M) is added to the logits."""
+def _traits(joints: Tensor, parents: Tensor, root: Tensor, children: Tensor) -> Tensor:
+    """What is known of joints (B,J,3) from their bones alone: (B,J,9), invariant to rigid motion.
 
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        assert width % heads == 0, (width, heads)
-        self.heads = heads
-        self.norm, self.context_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, context: Tensor, bias: Tensor | None = None) -> Tensor:
-        query = self.query(self.norm(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        key, value = (
-            self.key_value(self.context_norm(context)).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )
-        if bias is not None:
-            bias = bias.to(query.dtype)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        return self.out(mixed.transpose(1, 2).flatten(-2))
-
-
-def hop_distances(parents: Tensor) -> Tensor:
-    """Bones between every two joints on the tree: (B,J,J) long for parents (B,J), -1 for roots and padding.
-
-    Joints in different trees are J apart, farther than any path. With A[i,a] = 1 where a is i or an ancestor of i, the
-    common ancestors of i and j number (A A^T)[i,j], and hops = |A_i| + |A_j| - 2 (A A^T)[i,j].
+    Logarithms of the lengths of the bone from the parent, of the longest to a child, and of the parent's; whether it is
+    a leaf, a root, has one child, and how many children (B,J); how straight the chain goes on at the parent, as the
+    cosine between the two bones; and whether it lies at its parent's place.
     """
-    joints = parents.shape[1]
-    own = torch.arange(joints, device=parents.device)
-    ancestors = (own == parents[..., None]) | (own == own[:, None])  # (B,J,J): oneself and the parent
-    for _ in range(max(joints - 2, 0).bit_length()):  # every squaring doubles the steps covered, up to J - 1
-        ancestors = (ancestors.float() @ ancestors.float()) > 0
-    ancestors = ancestors.float()
-    common = (ancestors @ ancestors.transpose(1, 2)).long()
-    depth = common.diagonal(dim1=1, dim2=2)
-    return torch.where(common > 0, depth[:, :, None] + depth[:, None, :] - 2 * common, joints)
+    bone = joints - _rows(joints, parents)
+    length = bone.norm(dim=-1)
+    longest = torch.zeros_like(length).scatter_reduce(1, parents, torch.where(root, 0.0, length), "amax")
+    above, above_length = _rows(bone, parents), length.gather(1, parents)
+    straight = (bone * above).sum(-1) / (length * above_length).clamp_min(1e-6)
+    logs = [torch.log(value + NEAR) / 2 + 1 for value in (length, longest, above_length)]
+    kind = [children == 0, root, children == 1, length < NEAR / 2]
+    return torch.stack([*logs, *(value.to(length.dtype) for value in kind), children / 4, straight], dim=-1)
 
 
 def pair_geometry(points: Tensor, joints: Tensor, parents: Tensor, valid: Tensor) -> Tensor:
