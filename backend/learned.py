@@ -167,7 +167,7 @@ def weigh(vertices, faces, joints, parents, networks: Networks, *, influences: i
     vertices (N,3), faces (M,3); `influences`: joints that may move one vertex; `seed` chooses the surface points.
     """
     torch = load_torch()
-    from .skinning.heat import heat_weights
+    from .skinning.heat import heat_features
     from .skinning.transfer import points_to_vertices
 
     cube = UnitCube.of(vertices)
@@ -181,7 +181,7 @@ def weigh(vertices, faces, joints, parents, networks: Networks, *, influences: i
         torch.ones((1, len(parents)), dtype=torch.bool, device=networks.device),
     ]
     if "skinning" not in networks.released:  # Puppeteer's finds everything by itself
-        heat = samples.blend(heat_weights(inside, faces, cube.to_cube(joints), parents), faces)
+        heat = samples.blend(heat_features(inside, faces, cube.to_cube(joints), parents), faces)
         seen.append(torch.as_tensor(heat, device=networks.device)[None])
     with torch.no_grad(), _precision(networks, "skinning"):
         weights = networks.skinning(*seen)[0]

@@ -69,9 +69,9 @@ class SurfacePoints:
         return np.hstack([points_on(vertices, faces, self.face, self.barycentric), normals]).astype(np.float32)
 
     def blend(self, values, faces) -> np.ndarray:
-        """Values (N,C) at the points of values (V,C) at the vertices of faces (M,3)."""
+        """Values (N,…) at the points of values (V,…) at the vertices of faces (M,3)."""
         corners = np.asarray(values)[np.asarray(faces)[self.face]]
-        return np.einsum("nk,nkc->nc", self.barycentric.astype(corners.dtype), corners)
+        return np.einsum("nk,nk...->n...", self.barycentric.astype(corners.dtype), corners)
 
     def nearest_corner(self, faces) -> np.ndarray:
         """The vertex (N,) of each point's own triangle with the largest barycentric coordinate."""

@@ -28,7 +28,7 @@ from sprig.backend.puppeteer.skinning import PuppeteerSkinning
 from sprig.backend.puppeteer.skinning import SkinningConfig as PuppeteerSkinningConfig
 from sprig.backend.skeleton.generate import generate
 from sprig.backend.skeleton.network import SkeletonConfig, SkeletonNetwork
-from sprig.backend.skinning.heat import heat_weights
+from sprig.backend.skinning.heat import heat_features
 from sprig.backend.skinning.network import SkinningConfig, SkinningNetwork
 
 POINTS, JOINTS = 8192, 60
@@ -84,7 +84,7 @@ def measure(name: str, kind: str, device: str) -> dict:
         def weigh():
             given = [points, joints, parents, valid]
             if name == "compact":
-                heat = heat_weights(vertices, faces, joints[0].cpu().numpy(), parents[0].cpu().numpy())
+                heat = heat_features(vertices, faces, joints[0].cpu().numpy(), parents[0].cpu().numpy())
                 given.append(torch.as_tensor(samples.blend(heat, faces), device=device)[None])
             return network(*given)
 

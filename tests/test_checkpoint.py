@@ -531,7 +531,7 @@ def answer(network) -> torch.Tensor:
         if network.kind == "skeleton":
             return network(network.condition(points), torch.tensor([[0, 67, 67, 67, 3]]))
         joints = torch.rand(1, 3, 3, generator=generator) - 0.5
-        heat = torch.rand(1, 64, 3, generator=generator).softmax(2)
+        heat = torch.rand(1, 64, 3, 2, generator=generator).softmax(2)
         return network(points, joints, torch.tensor([[-1, 0, 1]]), torch.ones(1, 3, dtype=torch.bool), heat)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sprig.backend.skinning.heat import RATE, heat_weights
+from sprig.backend.skinning.heat import PIECE_JOINTS, RATE, heat_features, heat_weights
 
 from .creatures import tube
 
@@ -53,6 +53,32 @@ def test_an_island_gets_the_bones_beside_it(bar):
     ours = weights[: len(vertices), [0, 1]].sum(axis=1)
     theirs = weights[len(vertices) :, [2, 3]].sum(axis=1)
     assert np.quantile(ours, 0.05) > 0.9 and np.quantile(theirs, 0.05) > 0.9
+
+
+def test_a_piece_has_the_mean_of_its_heat(bar):
+    """A small ball beside each half of the bar belongs to that half; the bar itself to both."""
+    vertices, faces, joints, parents, _ = bar
+    ball, ball_faces = tube(rings=5, around=8, length=0.05, radius=0.02)
+    ball = ball - ball.mean(axis=0)
+    centres = [vertices.mean(axis=0) + 0.06 + side * (joints[1] - joints[0]) / 2 for side in (-1, 1)]
+    whole = np.concatenate([vertices, ball + centres[0], ball + centres[1]])
+    count, few = len(vertices), len(ball)
+    every = np.concatenate([faces, ball_faces + count, ball_faces + count + few])
+    own, piece = np.moveaxis(heat_features(whole, every, joints, parents), 2, 0)
+    np.testing.assert_array_equal(own, heat_weights(whole, every, joints, parents))
+    np.testing.assert_allclose(piece.sum(axis=1), 1, atol=1e-5)
+    for part in (slice(0, count), slice(count, count + few), slice(count + few, None)):
+        assert np.ptp(piece[part], axis=0).max() == 0
+    np.testing.assert_allclose(piece[0], 0.5, atol=0.02)
+    assert piece[count, 0] > 0.95 and piece[-1, 1] > 0.95
+
+
+def test_a_piece_names_few_joints(bar):
+    vertices, faces, joints, *_ = bar
+    many = joints[0] + np.linspace(0, 1, 12)[:, None] * 2 * (joints[1] - joints[0])
+    piece = heat_features(vertices, faces, many, np.arange(-1, 11))[..., 1]
+    assert ((piece > 0).sum(axis=1) == PIECE_JOINTS).all()
+    np.testing.assert_allclose(piece.sum(axis=1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", ["loose vertex", "collapsed triangle", "one joint", "joints in one place"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sprig.backend.points import UnitCube, sample_surface
-from sprig.backend.skinning.heat import heat_weights
+from sprig.backend.skinning.heat import heat_features
 from sprig.backend.skinning.network import LEAST_HEAT, SkinningConfig, SkinningNetwork, pair_geometry
 
 from .creatures import chain
@@ -34,9 +34,9 @@ def random_body(batch=2, points=200, joints=9, seed=0):
     normal = torch.nn.functional.normalize(torch.randn(batch, points, 3, generator=generator), dim=-1)
     parents = torch.stack([random_tree(joints, generator) for _ in range(batch)])
     places = torch.rand(batch, joints, 3, generator=generator) - 0.5
-    heat = torch.rand(batch, points, joints, generator=generator)
+    heat = torch.rand(batch, points, joints, 2, generator=generator)
     valid = torch.ones(batch, joints, dtype=torch.bool)
-    return torch.cat([position, normal], dim=-1), places, parents, valid, heat / heat.sum(-1, keepdim=True)
+    return torch.cat([position, normal], dim=-1), places, parents, valid, heat / heat.sum(2, keepdim=True)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_order_of_the_joints_does_not_matter(network):
     points, joints, parents, valid, heat = random_body()
     order = torch.randperm(9, generator=torch.Generator().manual_seed(3))
     weights = network.predict(points, joints, parents, valid, heat)
-    shuffled = network.predict(points, joints[:, order], relabel(parents, order), valid, heat[..., order])
+    shuffled = network.predict(points, joints[:, order], relabel(parents, order), valid, heat[:, :, order])
     torch.testing.assert_close(shuffled, weights[..., order], atol=1e-5, rtol=0)
     assert (weights - weights[..., order]).abs().max() > 1e-3
 
@@ -119,7 +119,7 @@ def test_padding_does_not_matter(network, rubbish):
         torch.cat([joints, torch.full((2, 5, 3), rubbish)], dim=1),
         torch.cat([parents, torch.full((2, 5), -1)], dim=1),
         torch.cat([valid, torch.zeros(2, 5, dtype=torch.bool)], dim=1),
-        torch.cat([heat, torch.zeros(2, 200, 5)], dim=2),
+        torch.cat([heat, torch.zeros(2, 200, 5, 2)], dim=2),
     )
     expected = network.predict(points, joints, parents, valid, heat)
     torch.testing.assert_close(padded[..., :9], expected, atol=1e-5, rtol=0)
@@ -150,14 +150,17 @@ def test_bodies_in_a_batch_do_not_mix(network):
 
 def test_heat_matters(network):
     points, joints, parents, valid, heat = random_body()
-    other = network.predict(points, joints, parents, valid, heat.roll(1, dims=2))
-    assert (network.predict(points, joints, parents, valid, heat) - other).abs().max() > 1e-2
+    expected = network.predict(points, joints, parents, valid, heat)
+    for k in range(2):  # the point's own, and that of its piece
+        other = heat.clone()
+        other[..., k] = other[..., k].roll(1, dims=2)
+        assert (network.predict(points, joints, parents, valid, other) - expected).abs().max() > 1e-2
 
 
 def test_an_untrained_network_gives_the_heat():
     points, joints, parents, valid, heat = random_body()
     weights = SkinningNetwork(SMALL).eval().predict(points, joints, parents, valid, heat)
-    expected = heat + LEAST_HEAT
+    expected = heat[..., 0] + LEAST_HEAT
     torch.testing.assert_close(weights, expected / expected.sum(-1, keepdim=True), atol=1e-5, rtol=0)
 
 
@@ -172,7 +175,7 @@ def test_messages_go_along_the_bones(network, joint, heard):
     with torch.no_grad():
         for block in deaf.blocks:
             block.from_all.weight.zero_()  # what every joint hears of all
-            x, same = (block(values, body, heat) for values in (x, same))
+            x, same = (block(values, body, heat[..., 0]) for values in (x, same))
     assert torch.nonzero((x - same).abs().amax(dim=(0, 1, 3)) > 1e-5)[:, 0].tolist() == heard
 
 
@@ -234,7 +237,7 @@ def rig(bones, seed, count=256):
     cube = UnitCube.of(vertices)
     sampled = sample_surface(vertices, sequence.faces, count, seed)
     points = sampled.at(cube.to_cube(vertices), sequence.faces)
-    heat = heat_weights(vertices, sequence.faces, joints, np.arange(bones) - 1)
+    heat = heat_features(vertices, sequence.faces, joints, np.arange(bones) - 1)
     return points, cube.to_cube(joints), *(sampled.blend(values, sequence.faces) for values in (weights, heat))
 
 
@@ -246,7 +249,7 @@ def test_it_learns_two_rigs_by_heart():
 
     def batch(seed):
         points, joints = torch.zeros(2, 256, 6), torch.zeros(2, 4, 3)
-        truth, heat = torch.zeros(2, 256, 4), torch.zeros(2, 256, 4)
+        truth, heat = torch.zeros(2, 256, 4), torch.zeros(2, 256, 4, 2)
         for i, bones in enumerate((4, 2)):
             p, j, w, h = map(torch.as_tensor, rig(bones, seed))
             points[i], joints[i, :bones], truth[i, :, :bones], heat[i, :, :bones] = p, j, w, h

@@ -35,12 +35,12 @@ from torch.nn.functional import normalize, pad
 from ..backend.kinematics import linear_blend_skinning
 from ..backend.metrics import unit_cube
 from ..backend.skeleton.tokens import MOST_JOINTS, encode_batch, order_joints, reorder
-from ..backend.skinning.heat import heat_weights
+from ..backend.skinning.heat import heat_features
 from ..backend.surface import face_areas
 from .character import Character
 
 ALIKE = 0.01  # of the longest side of the box: bones that differ by less in length can be twins
-MOST_WARM = 8  # weights by heat that are kept for a vertex
+MOST_WARM = 8  # weights by heat that are kept for a vertex, and for the piece that it is on
 SLIVER = 1e-6  # sine of the angle below which a triangle has no normal, as in backend/points.py
 
 
@@ -90,15 +90,15 @@ class Batch:
     parents: Tensor  # (B,J) long, -1 for the root and where not valid
     valid: Tensor  # (B,J) bool, the first of each row
     weights: Tensor  # (B,N,J) float32, rows sum to 1 over the valid joints, 0 elsewhere
-    heat: Tensor | None  # (B,N,J) the same by heat, where the store has it
+    heat: Tensor | None  # (B,N,J,2) what heat says of them (`heat_features`), where the store has it
     character: Tensor  # (B,) long, index into the store
 
 
 class Store:
     """Characters packed into tensors: `names`, `rig_ids` (one per character), and per vertex, face, joint and pose.
 
-    heat: with the weights that heat gives (backend/skinning/heat.py), found once for each character, in one of its own
-    poses: heat hardly depends on the pose, and what little it does a network should bear.
+    heat: with what heat says of the weights (backend/skinning/heat.py), found once for each character, in one of its
+    own poses: heat hardly depends on the pose, and what little it does a network should bear.
 
     Raises ValueError for no characters, more joints than the tokens can spell, and a mesh without an area.
     """
@@ -111,15 +111,17 @@ class Store:
         packed = [_pack(character) for character in characters]
         if heat:
             for one, character in zip(packed, characters, strict=True):
-                one["warm_bone"], one["warmth"] = _strongest(_heat(character), MOST_WARM)
-        for key in ("bone", "weight", "warm_bone", "warmth") if heat else ("bone", "weight"):
+                for kind, values in zip(("own", "piece"), np.moveaxis(_heat(character), 2, 0), strict=True):
+                    one[f"{kind}_bone"], one[f"{kind}_heat"] = _strongest(values, MOST_WARM)
+        for key in [key for key in packed[0] if key.endswith(("bone", "weight", "heat"))]:
             most = max(one[key].shape[1] for one in packed)
             for one in packed:
                 one[key] = np.pad(one[key], ((0, 0), (0, most - one[key].shape[1])))
         joined = {key: torch.from_numpy(np.concatenate([one[key] for one in packed])) for key in packed[0]}
         self.vertices, self.faces = joined["vertices"], joined["faces"]  # (ΣV,3), (ΣM,3) own vertices' indices
         self.bone, self.weight = joined["bone"], joined["weight"]  # (ΣV,K) the joints that move a vertex, how much
-        self.warm_bone, self.warmth = joined.get("warm_bone"), joined.get("warmth")  # the same by heat, or None
+        kinds = ("own", "piece") if heat else ()  # of heat: (ΣV,K) joints, and what each has
+        self.heat = [(joined[f"{kind}_bone"], joined[f"{kind}_heat"]) for kind in kinds]
         self.joints, self.parents = joined["joints"], joined["parents"]  # (ΣJ,3), (ΣJ), 0 for the root
         self.along = joined["along"]  # (ΣJ,3) unit direction of the bone, 0 where it has none
         self.reach = joined["reach"]  # (ΣJ) 0 at the root, 1 at the leaves
@@ -208,13 +210,13 @@ def _strongest(weights, most: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _heat(character: Character) -> np.ndarray:
-    """Weights (V,J) by heat in a pose of the character's own, the same one every time, or at rest."""
+    """What heat says (V,J,2) in a pose of the character's own, the same one every time, or at rest."""
     motion = np.tile(np.eye(4), (len(character.joints), 1, 1))
     if len(character.motion):
         motion = character.motion[zlib.crc32(character.name.encode()) % len(character.motion)].astype(np.float64)
     vertices = linear_blend_skinning(character.vertices, character.weights, motion)
     joints = np.einsum("jik,jk->ji", motion[:, :3, :3], character.joints) + motion[:, :3, 3]
-    return heat_weights(vertices, character.faces, joints, character.parents)
+    return heat_features(vertices, character.faces, joints, character.parents)
 
 
 # ---- drawing
@@ -246,11 +248,13 @@ def draw(
         store.joints[joint],
         store.parents[joint] * valid,
     )
-    weights = torch.zeros(*vertex.shape, joint.shape[1], device=store.device)
-    weights.scatter_add_(2, store.bone[vertex].long(), store.weight[vertex])
-    heat = None
-    if store.warmth is not None:
-        heat = torch.zeros_like(weights).scatter_add_(2, store.warm_bone[vertex].long(), store.warmth[vertex])
+    at_joints = [  # (B,V,J) each: the artist's weights, then what heat says
+        torch.zeros(*vertex.shape, joint.shape[1], device=store.device).scatter_add_(
+            2, bone[vertex].long(), part[vertex]
+        )
+        for bone, part in [(store.bone, store.weight), *store.heat]
+    ]
+    weights = at_joints[0]
 
     # bones
     linear = _bone_scales(store.along[joint], store.twin[joint] * valid, random, config)
@@ -281,16 +285,15 @@ def draw(
             value.gather(1, kept[..., None].expand(-1, -1, 3)) for value in (corner, place, normal, barycentric)
         )
     row = torch.arange(count, device=store.device)[:, None]
-    skin, heat = (
-        None if values is None else sum(barycentric[..., k, None] * values[row, corner[..., k]] for k in range(3))
-        for values in (weights, heat)
-    )
+    at_joints = [sum(barycentric[..., k, None] * part[row, corner[..., k]] for k in range(3)) for part in at_joints]
     noise = torch.randn(count, points, 3, generator=generator, device=store.device)
     place = (place + config.noise * random(count, 1, 1) * noise).clamp(-0.5, 0.5)
 
     # the skeleton
-    joints, parents, valid, skin, heat = _prune(joints, parents, valid, skin, heat, random, config)
-    return Batch(torch.cat([place, normal], dim=2), joints, parents, valid, skin, heat, chosen)
+    joints, parents, valid, (weights, *heat) = _prune(joints, parents, valid, at_joints, random, config)
+    weights = weights / weights.sum(dim=2, keepdim=True)
+    heat = torch.stack(heat, dim=3) if heat else None
+    return Batch(torch.cat([place, normal], dim=2), joints, parents, valid, weights, heat, chosen)
 
 
 def in_order(batch: Batch) -> Batch:
@@ -311,7 +314,7 @@ def in_order(batch: Batch) -> Batch:
         joints=batch.joints.gather(1, order[..., None].expand(-1, -1, 3)),
         parents=parents,
         weights=batch.weights.gather(2, columns),
-        heat=None if batch.heat is None else batch.heat.gather(2, columns),
+        heat=None if batch.heat is None else batch.heat.gather(2, columns[..., None].expand(-1, -1, -1, 2)),
     )
 
 
@@ -335,7 +338,9 @@ def in_pieces(batches: list[Batch], size: int) -> list[Batch]:
         parts["parents"] = [pad(one[:most], (0, most - len(one[:most])), value=-1) for one in parts["parents"]]
         parts["valid"] = [pad(one[:most], (0, most - len(one[:most]))) for one in parts["valid"]]
         for name in {"weights", "heat"} & set(names):
-            parts[name] = [pad(one[:, :most], (0, most - one[:, :most].shape[1])) for one in parts[name]]
+            parts[name] = [
+                pad(one[:, :most], (0, 0) * (one.ndim - 2) + (0, most - one[:, :most].shape[1])) for one in parts[name]
+            ]
         pieces.append(Batch(**({"heat": None} | {name: torch.stack(values) for name, values in parts.items()})))
     return pieces
 
@@ -473,9 +478,9 @@ def _outside_hole(place, share, count, random):
 # ---- skeleton
 
 
-def _prune(joints, parents, valid, weights, heat, random, config):
-    """Delete random leaves and random joints within limbs, never the root: their weights and heat (B,N,J) go to the
-    parent, their children too. As Batch wants them."""
+def _prune(joints, parents, valid, at_joints, random, config):
+    """Delete random leaves and random joints within limbs, never the root: what is at them (B,N,J) goes to the parent,
+    their children too. As Batch wants them, and the new `at_joints`."""
     batch, most = parents.shape
     every = torch.arange(most, device=parents.device).expand(batch, -1)
     pruned, merged = random(batch, 1) < config.prune, random(batch, 1) < config.merge
@@ -495,12 +500,8 @@ def _prune(joints, parents, valid, weights, heat, random, config):
     parents = heir.gather(1, parents)
     parents = rank.gather(1, parents.gather(1, order))[:, :kept]
     joints = joints.gather(1, order[..., None].expand(-1, -1, 3))[:, :kept]
-    heir = rank.gather(1, heir)[:, None].expand(-1, weights.shape[1], -1)
-    weights, heat = (
-        None if values is None else torch.zeros_like(values).scatter_add_(2, heir, values)[..., :kept]
-        for values in (weights, heat)
-    )
-    weights = weights / weights.sum(dim=2, keepdim=True)
+    heir = rank.gather(1, heir)[:, None].expand(-1, at_joints[0].shape[1], -1)
+    at_joints = [torch.zeros_like(part).scatter_add_(2, heir, part)[..., :kept] for part in at_joints]
     valid = valid.gather(1, order)[:, :kept]
     parents = torch.where(valid & (every[:, :kept] > 0), parents, -1)
-    return joints * valid[..., None], parents, valid, weights, heat
+    return joints * valid[..., None], parents, valid, at_joints

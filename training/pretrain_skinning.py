@@ -26,9 +26,9 @@ from ..backend.skinning.network import SkinningNetwork  # noqa: E402
 from . import loop  # noqa: E402
 from .augment import OFF, Batch, Store, draw, in_pieces  # noqa: E402
 
-WEIGHTS = {"divergence": 1.0, "l1": 0.5}  # of the losses
-WEIGHED = 256  # points of a character that the loss is about; all of them are seen
-JITTER = 0.01  # unit cube: largest standard deviation of joints, drawn per character
+WEIGHTS = {"divergence": 0.7, "l1": 0.7}  # of the losses
+WEIGHED = 128  # points of a character that the loss is about; all of them are seen
+JITTER = 0.025  # unit cube: largest standard deviation of joints, drawn per character
 LEAST = 1e-6  # a weight below this counts as this in the divergence
 
 
@@ -57,7 +57,7 @@ def validate(network: SkinningNetwork, held_out: list[Store], points: int) -> di
 
 
 def main(command: list[str] | None = None) -> None:
-    options = loop.arguments(__doc__.splitlines()[0], batch=16, rate=1e-3).parse_args(command)
+    options = loop.arguments(__doc__.splitlines()[0], batch=16, rate=2e-3).parse_args(command)
     place = loop.settle(options)
     source = loop.Source(options, place, heat=True)
     network = SkinningNetwork().to(place.device)

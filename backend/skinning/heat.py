@@ -21,13 +21,14 @@ from scipy.sparse import coo_matrix, diags
 from scipy.sparse.linalg import splu
 
 from ..metrics import unit_cube
-from ..surface import vertex_normals
+from ..surface import edges, face_areas, islands, vertex_normals
 
 RATE = 6.0
 TIP = 0.5  # length of a leaf's bone, of the bone that leads to it
 BEHIND = 0.1  # cosine between normal and way from the bone from which on a bone counts as inside
 NEAR = 0.002  # of the box: bones nearer than this are equally near, or the matrix could not be solved
 TIE = 1e-4  # bones whose distances differ by less, relatively, share
+PIECE_JOINTS = 8  # joints that a connected piece may name
 COTANGENT = (0.05, 20.0)  # limits
 
 
@@ -49,6 +50,25 @@ def heat_weights(vertices, faces, joints, parents) -> np.ndarray:
     weights = np.where(np.isfinite(weights), weights, nearest).clip(0)
     total = weights.sum(axis=1, keepdims=True)
     return np.where(total > 0, weights / np.where(total > 0, total, 1), nearest).astype(np.float32)
+
+
+def heat_features(vertices, faces, joints, parents) -> np.ndarray:
+    """What the skinning network is told of heat: (V,J,2) float32, arguments as `heat_weights`.
+
+    [..., 0] a vertex's own weights by heat; [..., 1] their mean, by area, over the connected piece of the surface that
+    it is on, of which the PIECE_JOINTS largest are kept, on the simplex too. Artists bind hats, eyes, shields and
+    wheels to one joint whole, and which one the piece knows better than its parts.
+    """
+    vertices, faces = np.asarray(vertices), np.asarray(faces)
+    heat = heat_weights(vertices, faces, joints, parents)
+    label = islands(len(vertices), edges(faces))
+    area = np.bincount(faces.ravel(), np.repeat(face_areas(vertices, faces), 3), minlength=len(vertices))
+    area = np.maximum(area, 1e-9 * max(area.max(), 1e-30))  # a vertex without a face is a piece by itself
+    pieces = coo_matrix((area, (label, np.arange(len(vertices)))), (label.max() + 1, len(vertices))) @ heat
+    few = np.sort(pieces, axis=1)[:, -min(PIECE_JOINTS, pieces.shape[1]), None]
+    pieces = np.where(pieces >= few, pieces, 0)
+    pieces /= pieces.sum(axis=1, keepdims=True)
+    return np.stack([heat, pieces[label].astype(np.float32)], axis=2)
 
 
 def bone_distances(vertices, normals, joints, parents) -> np.ndarray:

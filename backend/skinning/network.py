@@ -4,7 +4,8 @@ For every point there is one feature per joint, and blocks of a graph network pa
 the bones:
 
     x[n,j] = geometry of the pair (how far from which bone, on which side of it), heat of n at j,
-             traits of j (lengths and number of the bones around it), what lies around n
+             heat of the connected piece that n is on, traits of j (lengths and number of the bones around it), what
+             lies around n
     block:  x[n,j] += f( x[n,j], x[n,parent j], mean of x[n,children j], sum_k a[n,k] x[n,k] )
     logit[n,j] = w . x[n,j] + c log h[n,j],   weights = soft-max over j,
 
@@ -33,7 +34,7 @@ from torch import Tensor, nn
 NEAR = 0.01  # of the cube: distances below this are alike in the logarithm, it is about the radius of a finger
 TIP = 0.5  # a leaf's bone goes on beyond the joint for this part of the bone that leads to it
 LEAST_HEAT = 0.01  # shares below this are alike in the logarithm
-PAIR_FEATURES = 17
+PAIR_FEATURES = 20
 TRAITS = 9
 NEIGHBOUR_FEATURES = 9
 SEARCH = 1 << 24  # distances in memory at a time while neighbours are searched
@@ -41,7 +42,7 @@ SEARCH = 1 << 24  # distances in memory at a time while neighbours are searched
 
 @dataclass(frozen=True)
 class SkinningConfig:
-    """Size of a `SkinningNetwork`; the defaults make SIZE parameters."""
+    """Size of a `SkinningNetwork`; the defaults make 140,000 parameters."""
 
     width: int = 64  # of the feature of a point at a joint
     blocks: int = 3  # how many joints away a message comes from
@@ -89,8 +90,8 @@ class SkinningNetwork(nn.Module):
     def forward(self, points: Tensor, joints: Tensor, parents: Tensor, valid: Tensor, heat: Tensor) -> Tensor:
         """Weights (B,N,J) float32 of points (B,N,6) for joints (B,J,3): rows sum to 1, padding columns are 0.
 
-        parents (B,J) long, -1 for a root and where not valid; valid (B,J) bool, at least one in every row; heat (B,N,J)
-        the points' weights by heat. Positions lie in [-0.5, 0.5]^3, normals are unit. Joints may come in any order.
+        parents (B,J) long, -1 for a root and where not valid; valid (B,J) bool, at least one in every row; heat
+        (B,N,J,2) by `heat_features`. Positions lie in [-0.5, 0.5]^3, normals are unit. Joints may come in any order.
         """
         return self.weights(points, heat, self.encode(points, joints, parents, valid))
 
@@ -116,11 +117,14 @@ class SkinningNetwork(nn.Module):
         )
 
     def weights(self, points: Tensor, heat: Tensor, encoded: Encoded) -> Tensor:
-        """Weights (B,N,J) of points (B,N,6) with heat (B,N,J), of the encoded cloud or not; each row depends on its own
-        point alone."""
+        """Weights (B,N,J) of points (B,N,6) with heat (B,N,J,2), of the encoded cloud or not.
+
+        Each row depends on its own point alone.
+        """
         geometry = pair_geometry(points, encoded.joints, encoded.parents, encoded.valid)
+        heat, piece = heat.unbind(-1)
         log_heat = torch.log(heat + LEAST_HEAT)
-        most = heat.amax(2, keepdim=True).clamp_min(1e-6)
+        most, most_of_piece = (values.amax(2, keepdim=True).clamp_min(1e-6) for values in (heat, piece))
         warmth = [
             heat + LEAST_HEAT,
             log_heat / 2 + 1,
@@ -128,6 +132,9 @@ class SkinningNetwork(nn.Module):
             heat @ encoded.to_children.mT,
             heat / most,
             (heat >= most).to(heat.dtype),
+            piece,
+            torch.log(piece + LEAST_HEAT) / 2 + 1,
+            piece / most_of_piece,
         ]
         x = self.pair(torch.cat([geometry, torch.stack(warmth, dim=-1)], dim=-1))  # (B,N,J,W)
         around = self.around(_neighbourhood(points, encoded.support, self.config.neighbours)).amax(dim=2)
@@ -145,7 +152,9 @@ class Block(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.own = nn.Linear(width, 2 * width)
-        self.from_parent, self.from_children, self.from_all = (nn.Linear(width, 2 * width, bias=False) for _ in range(3))
+        self.from_parent, self.from_children, self.from_all = (
+            nn.Linear(width, 2 * width, bias=False) for _ in range(3)
+        )
         self.score = nn.Linear(width, 1)
         self.out = nn.Linear(2 * width, width)
         self.dropout = nn.Dropout(dropout)
