@@ -139,12 +139,17 @@ def test_numbers_that_are_none_are_an_error():
 
 
 def test_greedy_takes_the_likeliest_allowed_token_and_says_how_likely_it_was():
-    logits_of = noise_of(3, spread=2.0, eos=4.0)
+    """And it ends where that is likelier than to go on, wherever going on would lead."""
+    logits_of = noise_of(3, spread=2.0, eos=5.0)
     (skeleton,) = generate(TableDecoder(logits_of), POINTS)
-    ids = [BOS]
+    ids, tempted = [BOS], 0
     while ids[-1] != EOS:
-        logits = logits_of(tuple(ids))
-        ids.append(max(allowed_by_definition(ids), key=lambda token: float(logits[token])))
+        logits, allowed = logits_of(tuple(ids)), allowed_by_definition(ids)
+        ids.append(max(allowed, key=lambda token: float(logits[token])))
+        if ids[-1] == EOS and logits[allowed].softmax(0)[allowed.index(EOS)] < 0.5:
+            ids[-1] = max(set(allowed) - {EOS}, key=lambda token: float(logits[token]))
+            tempted += 1
+    assert tempted  # the likeliest token would have ended it before
     assert encode(skeleton.joints, skeleton.parents).tolist() == ids and len(ids) > 14
     log_p = log_probabilities(logits_of, ids)
     np.testing.assert_allclose(skeleton.confidence, np.exp(log_p[:-1].reshape(-1, 4).mean(1)), rtol=1e-5)

@@ -8,6 +8,9 @@ Choices a reader would question:
 * Probabilities are those of the masked distribution at temperature 1, whatever temperature and top-p were sampled with.
 * Best first means the highest mean log-probability per token (Wu et al. 2016, length penalty 1): the sum prefers
   skeletons that end early.
+* Whether a skeleton ends is a choice of its own, before that of the next joint's place: a search ends it where ending
+  has at least half of the probability, and the temperature sharpens both choices. The likeliest token alone would end
+  it sooner, because going on has its probability spread over the 128 bins where the next joint could be.
 * A beam that ends leaves the others one place fewer, so the search ends after `beams` skeletons; greedy decoding is
   the search with one beam.
 * A joint at its parent's very place is kept. It is a valid tree, and rigs do have such bones (twist, roll, collar);
@@ -16,6 +19,7 @@ Choices a reader would question:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +29,7 @@ from ..errors import SprigError, no_progress
 from .tokens import BOS, EOS, FIRST_BIN, VOCABULARY, decode, encode
 
 FEWEST_JOINTS = 2  # one joint alone is no bone
+ENDING = math.log(0.5)  # least log-probability of EOS
 EXTREME = 1e4  # logits are clipped here, so that differences of the infinite ones are still numbers
 
 
@@ -187,7 +192,7 @@ def _would_go_on(logits, grammar: Grammar, place: int):
     if place < 4 * grammar.most or grammar.fewest == grammar.most:
         return torch.zeros(len(logits), dtype=torch.bool)
     without_limit = Grammar(grammar.fewest, grammar.most + 1)
-    return _masked(logits, without_limit.allowed(place))[:, EOS].exp() < 0.5
+    return _masked(logits, without_limit.allowed(place))[:, EOS] < ENDING
 
 
 @dataclass(frozen=True)
@@ -198,6 +203,10 @@ class _Search:
 
     def __call__(self, log_p, totals, place, finished):
         """Rows (R',) to go on with and their tokens (R',); totals (R,) are the rows' log-probabilities so far."""
+        if place % 4 == 0:
+            unlikely = torch.zeros_like(log_p, dtype=torch.bool)
+            unlikely[:, EOS] = log_p[:, EOS] < ENDING
+            log_p = log_p.masked_fill(unlikely, -torch.inf)
         total, best = (totals[:, None] + log_p).reshape(-1).sort(descending=True, stable=True)
         best = best[: self.width - finished][total[: self.width - finished].isfinite()]
         return best // VOCABULARY, best % VOCABULARY
@@ -217,13 +226,22 @@ class _Sampling:
 
     def __call__(self, log_p, totals, place, finished):
         """All rows (R,) and their tokens (R,)."""
-        log_p = log_p - log_p.amax(1, keepdim=True)  # before the division: the best stays at zero for any temperature
-        p, token = (log_p / self.temperature).softmax(1).sort(dim=1, descending=True, stable=True)
+        p = self._tempered(log_p)
+        if place % 4 == 0:  # to end or to go on is a choice of its own
+            onward = log_p.index_fill(1, torch.tensor([EOS]), -torch.inf)
+            end = self._tempered(torch.stack([log_p[:, EOS], onward.logsumexp(1)], dim=1))
+            p = end[:, 1:] * self._tempered(onward).nan_to_num(0.0)  # not a number at the limit, where all else is -inf
+            p[:, EOS] = end[:, 0]
+        p, token = p.sort(dim=1, descending=True, stable=True)
         p = torch.where(p.cumsum(1) - p < self.top_p, p, 0.0)
         cumulative = p.cumsum(1)
         drawn = self.uniforms[: len(log_p), place, None] * cumulative[:, -1:]
         drawn = torch.searchsorted(cumulative, drawn, right=True).clamp_max((p > 0).sum(1, keepdim=True) - 1)
         return torch.arange(len(log_p)), token.gather(1, drawn)[:, 0]
+
+    def _tempered(self, log_p):
+        log_p = log_p - log_p.amax(1, keepdim=True)  # before the division: the best stays at zero for any temperature
+        return (log_p / self.temperature).softmax(1)
 
 
 # ---- from tokens to a skeleton
