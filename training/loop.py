@@ -28,7 +28,7 @@ import torch.distributed as distributed
 from torch import nn
 
 from ..backend.checkpoint import save_checkpoint
-from ..backend.device import resolve_device
+from ..backend.device import half_pays, resolve_device
 from ..backend.errors import SprigError
 from ..backend.formats.checks import file_errors
 from ..backend.formats.whole_file import whole_file
@@ -131,22 +131,7 @@ def settle(options: argparse.Namespace) -> Place:
     if processes > 1:
         distributed.init_process_group("nccl" if name == "cuda" else "gloo")
     torch.manual_seed(options.seed)
-    return Place(torch.device(name), rank, processes, name == "cuda" or (name == "cpu" and _half_pays()))
-
-
-def _half_pays() -> bool:
-    """Whether this CPU multiplies matrices in bfloat16 much faster than in float32: some by five times, some not."""
-
-    def seconds(dtype):
-        a, b = torch.ones(1024, 256, dtype=dtype), torch.ones(256, 1024, dtype=dtype)
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            a @ b
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    return seconds(torch.bfloat16) < 0.7 * seconds(torch.float32)
+    return Place(torch.device(name), rank, processes, name == "cuda" or (name == "cpu" and half_pays()))
 
 
 # ---- data

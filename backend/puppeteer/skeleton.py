@@ -111,6 +111,8 @@ class PuppeteerSkeleton(nn.Module):
     `most_joints` is refused, which keeps it out of `generate`, and `repair.greedy_tree` is the way to a skeleton.
     """
 
+    kind = "skeleton"
+    encoder_parts = ("point_encoder",)  # modules that fine-tuning leaves as they are
     offset = 0.0  # a bin stands for its lower edge
 
     def __init__(self, config: SkeletonConfig):

@@ -159,6 +159,9 @@ class PuppeteerSkinning(nn.Module):
     Trained on at most 70 joints; nothing in the network stops there.
     """
 
+    kind = "skinning"
+    encoder_parts = ("point_encoder", "point_embed")  # modules that fine-tuning leaves as they are
+
     def __init__(self, config: SkinningConfig):
         super().__init__()
         self.config = config

@@ -249,6 +249,7 @@ class SkeletonNetwork(nn.Module):
     """
 
     kind = "skeleton"
+    encoder_parts = ("encoder",)  # modules that fine-tuning leaves as they are
     offset = 0.5  # coordinates are the centres of their bins
 
     def __init__(self, config: SkeletonConfig = SkeletonConfig()):

@@ -72,6 +72,7 @@ class SkinningNetwork(nn.Module):
     """Points with normals and a skeleton in the unit cube -> weights on the simplex (SPRig eq. 4)."""
 
     kind = "skinning"
+    encoder_parts = ("pair", "traits", "around", "around_to_pair")  # modules that fine-tuning leaves as they are
 
     def __init__(self, config: SkinningConfig | None = None):
         super().__init__()
