@@ -1,10 +1,14 @@
-"""Trained networks on disk: one safetensors file that holds the weights, what network they belong to and where from.
+"""Trained networks on disk: one safetensors file with a skeleton network, a skinning network, or one of each.
 
-The metadata says {"format": "sprig", "version", "kind", "config", "provenance"}, so no option outside the file changes
-what its weights mean. A checkpoint comes from anywhere and is not trusted. A safetensors file is a JSON header and raw
-numbers: reading it runs no code. The config is checked field by field and the network is first built on the meta
-device, which takes no memory whatever sizes the config claims. It is built for real, and numbers are read, only when
-every name and shape in the file is the network's own: what is allocated is what the file holds.
+The metadata says {"format": "sprig", "version", "networks", "provenance"}, where `networks` gives each kind its
+architecture (SPRig's own or Puppeteer's) and its config, so no option outside the file changes what its weights mean.
+A tensor is named after its network's kind, "skeleton.head.bias"; one that a network has under two names (Puppeteer's
+embedding is its output head, too) is there once, under the first.
+
+A checkpoint comes from anywhere and is not trusted. A safetensors file is a JSON header and raw numbers: reading it
+runs no code. The config is checked field by field and the network is first built on the meta device, which takes no
+memory whatever sizes the config claims. It is built for real, and numbers are read, only when every name and shape in
+the file is the network's own: what is allocated is what the file holds.
 """
 
 from __future__ import annotations
@@ -32,9 +36,10 @@ from .formats.whole_file import whole_file
 
 FORMAT = "sprig"
 VERSION = 1  # raised when a network or its config changes so that older files no longer mean the same
-MAX_HEADER = 1_000_000  # bytes; a few hundred tensors and a long provenance need 60,000
+MAX_HEADER = 1_000_000  # bytes; both of Puppeteer's networks and a long provenance need 190,000
 MAX_SETTING = 65_536  # of a number in a config; widths, depths and counts are far below, and at least 1
-METADATA = ("kind", "config", "provenance")  # beside format and version
+METADATA = ("networks", "provenance")  # beside format and version
+KINDS = ("skeleton", "skinning")
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # as the format calls them
 INTEGERS = {"I64": torch.int64}
 JSON_ERRORS = (ValueError, RecursionError)
@@ -43,29 +48,40 @@ NETWORK_ERRORS = (  # what a constructor raises for settings that do not fit eac
 )  # fmt: skip
 
 
-def save_checkpoint(path, model, provenance: dict) -> None:
-    """Write a network: its class names its `kind`, and `model.config` is the frozen dataclass that it was made from.
+def save_checkpoint(path, networks, provenance: dict) -> None:
+    """Write a network, or a list of networks of different kinds, in any order.
 
-    provenance: where the weights come from (command, commit, data, scores): strings, finite numbers and dicts of these.
-    The file appears whole or not at all, and is the same, byte for byte, for the same network and provenance. Raises
-    SprigError where `path` cannot be written or a weight is not finite.
+    A network's class names its `kind`, and its `architecture` where that is not SPRig's own; `config` is the frozen
+    dataclass that it was made from. provenance: where the weights come from (command, commit, data, scores): strings,
+    finite numbers, and lists and dicts of these. The file appears whole or not at all, and is the same, byte for byte,
+    for the same networks and provenance. Raises SprigError where `path` cannot be written or a weight is not finite.
     """
     path = Path(path)
-    config = json.dumps(dataclasses.asdict(model.config), allow_nan=False)
-    assert _read_config(path, config, type(model.config)) == model.config, config
+    networks = [networks] if isinstance(networks, torch.nn.Module) else sorted(networks, key=lambda each: each.kind)
+    kinds = [network.kind for network in networks]
+    assert kinds and set(kinds) <= set(KINDS) and len(set(kinds)) == len(kinds), kinds
     assert _is_plain(provenance) and isinstance(provenance, dict), provenance
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    for name, tensor in tensors.items():
-        assert tensor.dtype in {*FLOATS.values(), *INTEGERS.values()}, (name, tensor.dtype)
-        if not torch.isfinite(tensor).all():
-            raise SprigError(
-                f"The network's {name} is not finite, so {path.name} was not written; train with a lower learning rate."
-            )
+    tensors, described = {}, {}
+    for network in networks:
+        kind, config = network.kind, json.loads(json.dumps(dataclasses.asdict(network.config), allow_nan=False))
+        assert _read_config(path, config, type(network.config)) == network.config, config
+        described[kind] = {"architecture": architecture(network), "config": config}
+        with torch.device("meta"):
+            expected = _tensors(type(network)(network.config))
+        found = _tensors(network)
+        assert found.keys() == expected.keys(), f"what is new in {found.keys() ^ expected.keys()} would not be read"
+        for name, tensor in found.items():
+            assert tensor.dtype in {*FLOATS.values(), *INTEGERS.values()}, (name, tensor.dtype)
+            if not torch.isfinite(tensor).all():
+                raise SprigError(
+                    f"The {kind} network's {name} is not finite, so {path.name} was not written; train with a lower "
+                    "learning rate."
+                )
+            tensors[f"{kind}.{name}"] = tensor.cpu().contiguous()
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
-        "kind": model.kind,
-        "config": config,
+        "networks": json.dumps(described, allow_nan=False),
         "provenance": json.dumps(provenance, allow_nan=False),
     }
     data = save(tensors, metadata)  # refuses tensors that share memory, which would come back untied
@@ -76,35 +92,53 @@ def save_checkpoint(path, model, provenance: dict) -> None:
 def load_checkpoint(path, kind: str, device="cpu", classes: dict | None = None) -> torch.nn.Module:
     """Read the network of this kind ("skeleton" or "skinning") from a file, in eval mode and on `device`.
 
-    classes: {kind: (network class, config class)}, by default the two networks of this package. Tensors come back in
-    the type that the class gives them, also where the file has them in half precision. Raises SprigError for everything
-    that is wrong with the file.
+    classes: {(kind, architecture): (network class, config class)}, by default the networks of this package. Tensors
+    come back in the type that the class gives them, also where the file has them in half precision. Raises SprigError
+    for everything that is wrong with the file.
     """
     path = Path(path)
     classes = classes or _classes()
     with _open(path) as (file, metadata):
-        found = metadata["kind"]
-        if found not in classes:
-            raise SprigError(
-                f"{path.name} holds a network of kind {_quoted(found)}, which is not known here; update SPRig."
-            )
-        if found != kind:
+        described = _read_networks(path, metadata)
+        if kind not in described:
+            (found,) = described
             raise SprigError(f"{path.name} is a {found} checkpoint; give it to --checkpoint-{found}.")
-        network_class, config_class = classes[kind]
-        config = _read_config(path, metadata["config"], config_class)
-        _check_tensors(path, file, _build_on_meta(path, file, network_class, config).state_dict())
+        found, values = described[kind]
+        if (kind, found) not in classes:
+            raise SprigError(
+                f"{path.name} holds a {kind} network of architecture {_quoted(found)}, which is not known here; "
+                "update SPRig."
+            )
+        network_class, config_class = classes[kind, found]
+        config = _read_config(path, values, config_class)
+        names = _names(path, file, described)[kind]
+        network = _build_on_meta(path, len(names), network_class, config)
+        _check_tensors(path, file, names, {f"{kind}.{name}": tensor for name, tensor in _tensors(network).items()})
         with torch.random.fork_rng(devices=[]):  # whoever loads a network keeps the random numbers it had
-            model = network_class(config)
-        for name, tensor in model.state_dict().items():
-            tensor.copy_(_read_tensor(path, file, name))
-    return model.eval().to(device)
+            network = network_class(config)
+        for name, tensor in _tensors(network).items():
+            tensor.copy_(_read_tensor(path, file, f"{kind}.{name}"))
+    return network.eval().to(device)
+
+
+def kinds_in(path) -> tuple[str, ...]:
+    """The kinds of the networks in a checkpoint, "skeleton" before "skinning"."""
+    path = Path(path)
+    with _open(path) as (_file, metadata):
+        described = _read_networks(path, metadata)
+        return tuple(kind for kind in KINDS if kind in described)
 
 
 def read_provenance(path) -> dict:
-    """Where the weights of a checkpoint of either kind come from, as given to `save_checkpoint`."""
+    """Where the weights of a checkpoint come from, as given to `save_checkpoint`."""
     path = Path(path)
     with _open(path) as (_file, metadata):
         return _read_json(path, "provenance", metadata["provenance"])
+
+
+def architecture(network) -> str:
+    """Which of the architectures of its kind a network has: "sprig" or "puppeteer"."""
+    return getattr(network, "architecture", "sprig")
 
 
 def fingerprint(path) -> str:
@@ -114,11 +148,26 @@ def fingerprint(path) -> str:
 
 
 def _classes() -> dict:
-    """{kind: (network class, config class)}; imported here because the networks may import this module."""
+    """{(kind, architecture): (network class, config class)}; imported here: the networks may import this module."""
+    from .puppeteer import skeleton as puppeteer_skeleton
+    from .puppeteer import skinning as puppeteer_skinning
     from .skeleton.network import SkeletonConfig, SkeletonNetwork
     from .skinning.network import SkinningConfig, SkinningNetwork
 
-    return {"skeleton": (SkeletonNetwork, SkeletonConfig), "skinning": (SkinningNetwork, SkinningConfig)}
+    return {
+        ("skeleton", "sprig"): (SkeletonNetwork, SkeletonConfig),
+        ("skinning", "sprig"): (SkinningNetwork, SkinningConfig),
+        ("skeleton", "puppeteer"): (puppeteer_skeleton.PuppeteerSkeleton, puppeteer_skeleton.SkeletonConfig),
+        ("skinning", "puppeteer"): (puppeteer_skinning.PuppeteerSkinning, puppeteer_skinning.SkinningConfig),
+    }
+
+
+def _tensors(network) -> dict[str, torch.Tensor]:
+    """The state of a network by name; a tensor that it has under several names, by the first."""
+    first = {}
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        first.setdefault(id(tensor), (name, tensor.detach()))
+    return dict(first.values())
 
 
 def _write(path: Path, data: bytes, metadata: dict[str, str]) -> None:
@@ -180,51 +229,79 @@ def _check_metadata(path: Path, metadata: dict[str, str]) -> dict[str, str]:
 
 
 def _read_json(path: Path, key: str, text: str) -> dict:
-    """The dict that a value of the metadata holds: strings, finite numbers, true, false and dicts of these."""
+    """The dict that a value of the metadata holds: strings, finite numbers, booleans, and lists and dicts of these."""
     try:
         values = json.loads(text)
         if isinstance(values, dict) and _is_plain(values):
             return values
     except JSON_ERRORS as error:
-        raise SprigError(f"{path.name} has a {key} that is no JSON ({_brief(error)}); get it again.") from error
-    raise SprigError(f"{path.name} has a {key} that is no dict of strings and numbers; get it again.")
+        raise SprigError(f"{path.name} has no usable {key} ({_brief(error)}); get it again.") from error
+    raise SprigError(f"{path.name} has no usable {key} (no dict of strings and numbers); get it again.")
 
 
 def _is_plain(value) -> bool:
-    """Whether a value is a string, a finite number, true, false or a dict of such values with strings as keys."""
+    """Whether a value is a string, a finite number, true, false, or a list or dict of such, with strings as keys."""
     if isinstance(value, dict):
         return all(isinstance(key, str) and _is_plain(inner) for key, inner in value.items())
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
     return isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
 
 
-def _read_config(path: Path, text: str, config_class):
-    """The config, with exactly the fields of its dataclass: int (a size or a count), float, bool or str."""
-    values = _read_json(path, "config", text)
+def _read_networks(path: Path, metadata: dict[str, str]) -> dict[str, tuple[str, dict]]:
+    """What the file says it holds: {kind: (architecture, values of the config)}, at least one and all kinds known."""
+    described = {}
+    for kind, values in _read_json(path, "networks", metadata["networks"]).items():
+        if kind not in KINDS:
+            raise SprigError(
+                f"{path.name} holds a network of kind {_quoted(kind)}, which is not known here; update SPRig."
+            )
+        values = values if isinstance(values, dict) else {}
+        found, config = values.get("architecture"), values.get("config")
+        if not isinstance(found, str) or not isinstance(config, dict) or len(values) != 2:
+            raise SprigError(f"{path.name} does not say architecture and config of its {kind} network; get it again.")
+        described[kind] = found, config
+    if not described:
+        raise SprigError(f"{path.name} says that it holds no networks; get it again.")
+    return described
+
+
+def _read_config(path: Path, values: dict, config_class):
+    """The config, with exactly the fields of its dataclass: int (a size or a count), float, bool, str, a tuple of int,
+    or another such dataclass."""
     types = typing.get_type_hints(config_class)
     names = [field.name for field in dataclasses.fields(config_class)]
     for name in (*names, *values):
         if name not in values or name not in names:
             fault = "lacks" if name in names else "has the unknown setting"
             raise SprigError(f"{path.name} has a config that {fault} {_quoted(name)}; was it made by another SPRig?")
-    for name, value in values.items():
-        wanted = types[name]
-        fits = type(value) is wanted or (wanted is float and type(value) is int)
-        least = 1 if wanted is int else 0
-        if not fits or (wanted in (int, float) and not least <= value <= MAX_SETTING):
-            limits = f" from {least} to {MAX_SETTING}" if wanted in (int, float) else ""
-            raise SprigError(
-                f"{path.name} has {name} {_quoted(value)} in its config, expected {wanted.__name__}{limits}; "
-                "get it again."
-            )
+    read = {name: _read_setting(path, name, value, types[name]) for name, value in values.items()}
     try:
-        return config_class(**{name: types[name](value) for name, value in values.items()})
+        return config_class(**read)
     except NETWORK_ERRORS as error:  # the dataclass has limits of its own
         raise SprigError(f"{path.name} has a config that makes no network ({_brief(error)}); get it again.") from error
 
 
-def _build_on_meta(path: Path, file, network_class, config) -> torch.nn.Module:
-    """The network without memory for its numbers; given up when it becomes deeper than the file, which takes time."""
-    limit, made, thread = 2 * len(file.keys()), itertools.count(1), threading.get_ident()
+def _read_setting(path: Path, name: str, value, wanted):
+    """One value of a config as the type that it should have."""
+    if dataclasses.is_dataclass(wanted) and isinstance(value, dict):
+        return _read_config(path, value, wanted)
+    if wanted == tuple[int, ...] and isinstance(value, list):
+        return tuple(_read_setting(path, name, each, int) for each in value)
+    least = 1 if wanted is int else 0
+    fits = type(value) is wanted or (wanted is float and type(value) is int)
+    if not fits or (wanted in (int, float) and not least <= value <= MAX_SETTING):
+        limits = f" from {least} to {MAX_SETTING}" if wanted in (int, float) else ""
+        raise SprigError(
+            f"{path.name} has {name} {_quoted(value)} in its config, expected {wanted.__name__}{limits}; get it again."
+        )
+    return wanted(value)
+
+
+def _build_on_meta(path: Path, tensors: int, network_class, config) -> torch.nn.Module:
+    """The network without memory for its numbers; given up when it becomes deeper than its `tensors` in the file, which
+    takes time."""
+    limit, made, thread = 2 * tensors, itertools.count(1), threading.get_ident()
 
     def check(_module, _name, _parameter):  # twice as many, because a constructor may replace what it has made
         if threading.get_ident() == thread and next(made) > limit:
@@ -240,9 +317,19 @@ def _build_on_meta(path: Path, file, network_class, config) -> torch.nn.Module:
         hook.remove()
 
 
-def _check_tensors(path: Path, file, expected: dict[str, torch.Tensor]) -> None:
+def _names(path: Path, file, described) -> dict[str, set[str]]:
+    """{kind: names of its tensors in the file}; none may belong to no network."""
+    names = {kind: set() for kind in described}
+    for name in sorted(file.keys()):
+        kind = name.split(".")[0]
+        if kind not in names:
+            raise SprigError(f"{path.name} has the unknown tensor {_quoted(name)}; get it again.")
+        names[kind].add(name)
+    return names
+
+
+def _check_tensors(path: Path, file, found: set[str], expected: dict[str, torch.Tensor]) -> None:
     """Compare names, shapes and types with those of the network, before any number is read."""
-    found = set(file.keys())
     for name in (*expected, *sorted(found)):
         if name not in found or name not in expected:
             fault = "lacks the tensor" if name in expected else "has the unknown tensor"

@@ -51,7 +51,8 @@ class NetworkRig:
 class Networks:
     """The two networks on one device, None for one that was not loaded; `checkpoints` says which files they came from.
 
-    `released`: those of "skeleton" and "skinning" that are Puppeteer's. They are large and run in bfloat16 on CUDA.
+    `released`: those of "skeleton" and "skinning" that are Puppeteer's, or students of these. They are large and run in
+    bfloat16 on CUDA.
     """
 
     skeleton: object
@@ -67,9 +68,9 @@ def load_networks(skeleton_file=None, skinning_file=None, device: str = "cpu", k
 
     Raises SprigError for one that is missing or unusable.
     """
-    from .checkpoint import fingerprint
+    from .checkpoint import architecture, fingerprint
 
-    loaded, checkpoints, warnings = {}, {}, []
+    loaded, checkpoints = {}, {}
     files = {kind: file for kind, file in zip(KINDS, (skeleton_file, skinning_file), strict=True) if kind in kinds}
     for kind, file in files.items():
         path = Path(file) if file else shipped_file(kind)
@@ -78,13 +79,11 @@ def load_networks(skeleton_file=None, skinning_file=None, device: str = "cpu", k
                 f"This version of SPRig comes without a {kind} network; give one with --checkpoint-{kind}, or use "
                 "--skeleton motion."
             )
-        network, found = _load(path, kind, device)
-        loaded[kind] = network
-        warnings += found
+        loaded[kind] = _load(path, kind).to(device)
         checkpoints[kind] = {"file": path.name, "fingerprint": fingerprint(path)}
-    released = frozenset(kind for kind, file in files.items() if file and _is_puppeteer(file))
+    released = frozenset(kind for kind, network in loaded.items() if architecture(network) == "puppeteer")
     skeleton, skinning = (loaded.get(kind) for kind in KINDS)
-    return Networks(skeleton, skinning, device, checkpoints, tuple(warnings), released)
+    return Networks(skeleton, skinning, device, checkpoints, _warnings(released), released)
 
 
 def shipped_file(kind: str) -> Path:
@@ -92,22 +91,23 @@ def shipped_file(kind: str) -> Path:
     return SHIPPED / f"{kind}.safetensors"
 
 
-def _is_puppeteer(path) -> bool:
-    return Path(path).suffix.lower() in PICKLES
-
-
-def _load(path: Path, kind: str, device: str):
-    """A network and what the user should know about it."""
-    if not _is_puppeteer(path):
+def _load(path: Path, kind: str):
+    if path.suffix.lower() not in PICKLES:
         from .checkpoint import load_checkpoint
 
-        return load_checkpoint(path, kind, device), []
+        return load_checkpoint(path, kind)
     from .puppeteer.load import load_skeleton, load_skinning
+
+    return load_skeleton(path) if kind == "skeleton" else load_skinning(path)
+
+
+def _warnings(released) -> tuple[str, ...]:
+    """What the user should know about networks, of which these are Puppeteer's."""
+    if "skinning" not in released:
+        return ()
     from .puppeteer.skinning import NON_COMMERCIAL
 
-    if kind == "skeleton":
-        return load_skeleton(path).to(device), []
-    return load_skinning(path).to(device), [NON_COMMERCIAL]
+    return (NON_COMMERCIAL,)
 
 
 def rig_shape(
@@ -147,17 +147,21 @@ def find_skeleton(
     joints: int | None = None,
     candidates: int = 1,
     temperature: float = 0.0,
+    greedy: bool = False,
     seed: int = 0,
     progress=no_progress,
 ) -> NetworkSkeleton:
-    """The likeliest skeleton for one shape: vertices (N,3), faces (M,3); `seed` chooses its surface points, too."""
+    """The best skeleton for one shape: vertices (N,3), faces (M,3); `seed` chooses its surface points, too.
+
+    greedy: the one that the network writes in one go, whatever would be better.
+    """
     torch = load_torch()
     cube = UnitCube.of(vertices)
     inside = cube.to_cube(vertices)
     seen = sample_surface(inside, faces, SKELETON_POINTS, seed).at(inside, faces)
     points = torch.as_tensor(seen, device=networks.device)[None]
     with _precision(networks, "skeleton"):
-        found, warnings = _skeleton(networks, points, joints, candidates, temperature, seed, progress)
+        found, warnings = _skeleton(networks, points, joints, candidates, temperature, greedy, seed, progress)
     return NetworkSkeleton(cube.from_cube(found.joints), found.parents, found.confidence, warnings)
 
 
@@ -206,30 +210,36 @@ def _precision(networks: Networks, kind: str):
     return load_torch().autocast(networks.device, dtype=load_torch().bfloat16, enabled=half)
 
 
-def _skeleton(networks: Networks, points, joints, candidates: int, temperature: float, seed: int, progress):
-    """The likeliest skeleton for points (1,N,6), and what the user should know about it.
+def _skeleton(networks: Networks, points, joints, candidates: int, temperature: float, greedy: bool, seed, progress):
+    """The best skeleton for points (1,N,6), and what the user should know about it.
 
-    Puppeteer's is decoded as its authors do and then repaired, unless options ask for more: whether its joints come
-    parents first, which the grammar of `generate` insists on, is not known.
+    Where nothing is asked for, each network is decoded in the way it does best: SPRig's by what its views agree on,
+    a student of one sequence greedily, as it was taught, and Puppeteer's as its authors do, with repairs (whether its
+    joints come parents first, which the grammar of `generate` insists on, is not known).
     """
+    from .skeleton.consensus import consensus
     from .skeleton.generate import GeneratedSkeleton, generate
 
-    plain = joints is None and candidates == 1 and temperature == 0
-    if "skeleton" in networks.released and plain:
+    network, released = networks.skeleton, "skeleton" in networks.released
+    plain = candidates == 1 and temperature == 0
+    if plain and released and joints is None:
         from .puppeteer.repair import greedy_tree
 
         progress(0.0, "Decoding the skeleton")
-        places, parents = greedy_tree(networks.skeleton, points)
+        places, parents = greedy_tree(network, points)
         return GeneratedSkeleton(places, parents, np.full(len(parents), np.nan), np.nan, False), ()
-    found = generate(
-        networks.skeleton,
-        points,
-        candidates=candidates,
-        temperature=temperature,
-        joints=joints,
-        seed=seed,
-        progress=progress,
-    )[0]
+    if plain and not released and not greedy and network.config.many_views:
+        found = consensus(network, points[0], joints=joints, seed=seed, progress=progress)
+    else:
+        found = generate(
+            network,
+            points,
+            candidates=candidates,
+            temperature=temperature,
+            joints=joints,
+            seed=seed,
+            progress=progress,
+        )[0]
     if not found.cut:
         return found, ()
     return found, (

@@ -37,6 +37,8 @@ class RigOptions:
     temperature: float = 0.0  # 0: the likeliest tokens; above: drawn, the higher the more varied
     checkpoint_skeleton: str | None = None  # files of the networks; None takes SPRig's own
     checkpoint_skinning: str | None = None
+    finetune: int = 0  # epochs that the networks learn this sequence first; "auto" then means their rig
+    students: str | None = None  # folder where fine-tuned networks are kept and found again; None keeps none
     seed: int = 0
     device: str = "auto"  # "auto", "cpu", "cuda" or "mps"
 
@@ -59,6 +61,15 @@ class RigOptions:
             raise SprigError(f"Candidates is {self.candidates}; give 1 or more.")
         if not (np.isfinite(self.temperature) and self.temperature >= 0):
             raise SprigError(f"The temperature is {self.temperature}; give 0 or a positive number.")
+        if self.finetune < 0:
+            raise SprigError(f"Fine-tuning for {self.finetune} epochs makes no sense; give 0 or more.")
+        if self.finetune and self.skeleton == "motion":
+            raise SprigError("A skeleton from the motion has no networks to fine-tune; choose learned or auto.")
+
+    @property
+    def learned(self) -> bool:
+        """Whether skeleton and weights come from the networks."""
+        return self.skeleton == "learned" or self.finetune > 0
 
 
 def rig_sequence(sequence: MeshSequence, options: RigOptions = RigOptions(), progress=no_progress) -> Rig:
@@ -68,7 +79,7 @@ def rig_sequence(sequence: MeshSequence, options: RigOptions = RigOptions(), pro
     cannot be rigged (too small, flat, or still where the motion is needed).
     """
     clock = _Clock()
-    learned = options.skeleton == "learned"
+    learned = options.learned
     device = resolve_device(options.device, double_precision=True)
     if options.joints is not None and options.joints > sequence.vertex_count:
         raise SprigError(
@@ -86,7 +97,9 @@ def rig_sequence(sequence: MeshSequence, options: RigOptions = RigOptions(), pro
         size = diagonal(sequence.vertices[anchor])
 
     solve = _learned_fit if learned else _motion_fit
-    fit = solve(prepared, anchor, options, device, clock, lambda share, text: progress(0.05 + 0.9 * share, text))
+    fit = solve(
+        sequence, prepared, anchor, options, device, clock, lambda share, text: progress(0.05 + 0.9 * share, text)
+    )
 
     with clock.stage("rig"):
         progress(0.95, "Measuring the rig")
@@ -137,7 +150,7 @@ class _Fit:
     confidence: np.ndarray | None = None
 
 
-def _motion_fit(prepared, anchor: int, options: RigOptions, device: str, clock, progress) -> _Fit:
+def _motion_fit(_sequence, prepared, anchor: int, options: RigOptions, device: str, clock, progress) -> _Fit:
     """Skeleton, weights and poses from the motion alone."""
     with clock.stage("motion"):
         progress(0.0, "Reading the motion")
@@ -159,7 +172,7 @@ def _motion_fit(prepared, anchor: int, options: RigOptions, device: str, clock, 
     return _Fit(fit.joints, fit.parents, fit.weights, fit.rest, fit.motion, {"skeleton_source": "motion"}, fit.warnings)
 
 
-def _learned_fit(prepared, anchor: int, options: RigOptions, device: str, clock, progress) -> _Fit:
+def _learned_fit(sequence, prepared, anchor: int, options: RigOptions, device: str, clock, progress) -> _Fit:
     """Skeleton and weights from the networks, which see the anchor frame; only the poses come from the motion."""
     with clock.stage("networks"):
         progress(0.0, "Loading the networks")
@@ -168,6 +181,17 @@ def _learned_fit(prepared, anchor: int, options: RigOptions, device: str, clock,
         networks = load_networks(
             options.checkpoint_skeleton, options.checkpoint_skinning, resolve_device(options.device)
         )
+    warnings = ()
+    tuned = 0.8 if options.finetune else 0.0  # of the progress
+    if options.finetune:
+        with clock.stage("finetune"):
+            networks, warnings = _fine_tuned(
+                sequence, anchor, networks, options, lambda share, text: progress(tuned * share, text)
+            )
+
+    def after_tuning(share, text):
+        progress(tuned + (1 - tuned) * share, text)
+
     rest = prepared.trajectories[anchor].astype(np.float64)
     with clock.stage("learned"):
         rig = rig_shape(
@@ -179,7 +203,7 @@ def _learned_fit(prepared, anchor: int, options: RigOptions, device: str, clock,
             temperature=options.temperature,
             influences=options.influences,
             seed=options.seed,
-            progress=lambda share, text: progress(0.1 + 0.5 * share, text),
+            progress=lambda share, text: after_tuning(0.1 + 0.5 * share, text),
         )
     with clock.stage("motion"):
         from .motion.poses import fit_poses
@@ -192,10 +216,22 @@ def _learned_fit(prepared, anchor: int, options: RigOptions, device: str, clock,
             rig.joints,
             rig.parents,
             device=device,
-            progress=lambda share, text: progress(0.6 + 0.4 * share, text),
+            progress=lambda share, text: after_tuning(0.6 + 0.4 * share, text),
         )
     provenance = {"skeleton_source": "learned", "checkpoints": networks.checkpoints}
-    return _Fit(rig.joints, rig.parents, rig.weights, rest, motion, provenance, rig.warnings, rig.confidence)
+    warnings = (*warnings, *rig.warnings)
+    return _Fit(rig.joints, rig.parents, rig.weights, rest, motion, provenance, warnings, rig.confidence)
+
+
+def _fine_tuned(sequence, anchor: int, networks, options: RigOptions, progress):
+    """Networks that know this sequence, found or made, and what the user should know."""
+    from .finetune.clip import make_clip
+    from .finetune.students import networks_for
+    from .finetune.train import FineTuneConfig
+
+    config = FineTuneConfig(epochs=options.finetune, seed=options.seed)
+    clip = make_clip(sequence, sequence.name, anchor=anchor)
+    return networks_for(sequence, clip, networks, config, options.students, progress=progress)
 
 
 def _error_warning(errors, learned: bool) -> list[str]:

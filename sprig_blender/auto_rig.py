@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Generator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import bpy
@@ -19,6 +21,7 @@ from ..backend.sequence import MeshSequence
 from . import dependencies, preferences
 from .jobs import Job, Step, Steps
 from .read_sequence import SequenceReader
+from .students import student_of, with_student
 from .what_moves import is_animated
 from .write_armature import MARK, WrittenRig, sources_of, write_armature
 
@@ -98,28 +101,15 @@ def steps(context, cancel: threading.Event, patience: float) -> Steps:
     """Rig what is chosen, step by step (see jobs.LongOperator.steps)."""
     started = time.perf_counter()
     sources = chosen_meshes(context)
-    if not sources:
-        raise SprigError("Nothing is selected that could be rigged; select one or several animated meshes.")
-    if not any(is_animated(source) for source in sources) and context.scene.sprig.skeleton != "learned":
-        names = ", ".join(source.name for source in sources)
-        raise SprigError(f"{names} neither moves nor changes shape with time; select a mesh that is animated.")
+    check_meshes(sources, may_be_still=context.scene.sprig.skeleton == "learned")
     scene, numbers, choices = context.scene, frame_numbers(context.scene), rig_choices(context)
     wants_corrective = scene.sprig.corrective
+    student = student_of(sources) if choices["skeleton"] == "learned" else None
     identities = [_Identity.of(source) for source in sources]
     scene_uid = scene.session_uid
+    sequence = yield from read_frames(context, sources, numbers, cancel)
 
-    with SequenceReader(context, sources, numbers) as reader:
-        while not reader.done:
-            pause = time.perf_counter() + READING_SLICE
-            while not reader.done and time.perf_counter() < pause:
-                if cancel.is_set():
-                    raise Cancelled
-                reader.step()
-            text = "Frames read" if reader.done else f"Reading frame {reader.next_frame}"
-            yield Step(READ * reader.fraction, text, exclusive=True)
-        sequence = reader.result()
-
-    with Job(lambda progress: _solve(sequence, choices, progress), cancel) as job:
+    with Job(lambda progress: _solve(sequence, choices, student, progress), cancel) as job:
         while job.wait(patience):
             yield Step(READ + (SOLVED - READ) * job.fraction, job.text)
     rig = job.result()
@@ -141,11 +131,37 @@ def steps(context, cancel: threading.Event, patience: float) -> Steps:
     return f"{written.armature.name}: {result.joints} joints, RMSE {result.rmse:.3f} %, in {result.seconds:.1f} s"
 
 
-def _solve(sequence: MeshSequence, choices: dict[str, Any], progress):
+def check_meshes(sources: list[bpy.types.Object], may_be_still: bool = False) -> None:
+    """SprigError where there is nothing to read, or nothing that moves."""
+    if not sources:
+        raise SprigError("Nothing is selected that could be rigged; select one or several animated meshes.")
+    if not may_be_still and not any(is_animated(source) for source in sources):
+        names = ", ".join(source.name for source in sources)
+        raise SprigError(f"{names} neither moves nor changes shape with time; select a mesh that is animated.")
+
+
+def read_frames(context, sources, numbers, cancel: threading.Event) -> Generator[Step, None, MeshSequence]:
+    """Read the frames step by step; the scene is the reader's until it is back as it was."""
+    with SequenceReader(context, sources, numbers) as reader:
+        while not reader.done:
+            pause = time.perf_counter() + READING_SLICE
+            while not reader.done and time.perf_counter() < pause:
+                if cancel.is_set():
+                    raise Cancelled
+                reader.step()
+            text = "Frames read" if reader.done else f"Reading frame {reader.next_frame}"
+            yield Step(READ * reader.fraction, text, exclusive=True)
+        return reader.result()
+
+
+def _solve(sequence: MeshSequence, choices: dict[str, Any], student: Path | None, progress):
     """The worker's part; returns the Rig."""
     progress(0.0, "Loading PyTorch")
     dependencies.load()
     from ..backend.pipeline import RigOptions, rig_sequence
+
+    if student is not None:
+        sequence, choices = with_student(sequence, choices, student)
 
     def after_loading(fraction, text):
         progress(LOADED + (1 - LOADED) * fraction, text)

@@ -1,4 +1,4 @@
-"""The command line: `sprig rig`, `sprig inspect`, `sprig demo`, `sprig evaluate`; inside Blender `blender -c sprig …`.
+"""The command line: `sprig rig`, `inspect`, `demo`, `finetune`, `evaluate`; inside Blender `blender -c sprig …`.
 
 Here are the options, the checks that cost nothing, and the one place where errors become an exit status:
 0 success, 2 bad input or usage (one line on standard error), 130 cancelled, 1 a bug of ours (the line names a log).
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -37,12 +38,14 @@ OUT_SUFFIXES = (".blend", ".glb", ".fbx", ".usdc", ".npz")
 SKELETON_SOURCES = ("auto", "learned", "motion")  # the pipeline's, which loads numpy
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "elephant_walk.abc"
 MAX_SEED = 2**32 - 1  # what every random generator accepts
+MAX_EPOCHS = 1000  # a slip of the finger is more
 
 # Options with the values that ask for nothing: those of the networks, and those that later versions will have.
 OF_THE_NETWORKS = {
     "--candidates": 1, "--temperature": 0.0, "--checkpoint-skeleton": None, "--checkpoint-skinning": None,
 }  # fmt: skip
-LATER = {"--finetune": 0, "--same-character": False}
+LATER = {"--same-character": False}
+EPOCHS = 12  # of `sprig finetune`, FineTuneConfig's own
 
 DESCRIPTION = "Turn an animated mesh sequence into one rig: a skeleton, skin weights, and bones that replay the motion."
 EXAMPLES = """
@@ -51,6 +54,7 @@ examples:
   sprig rig horse.abc -o horse.blend           an Alembic cache becomes a Blender scene
   sprig rig wolf.glb -o wolf.fbx --joints 30   with 30 joints, for a game engine
   sprig inspect scan_frames/                   what is in a folder of OBJ or PLY frames
+  sprig finetune wolf.glb -o wolf.safetensors  teach the networks this wolf in all its poses
 """
 RIG_EXAMPLES = """
 examples:
@@ -62,6 +66,21 @@ examples:
 INPUT is read by its suffix: .abc .fbx .glb .gltf .usd .usda .usdc .dae .blend .npz .anime .bin, .mdd or .pc2 with
 --rest, or a folder of OBJ or PLY frames. OUT is written by its suffix: .blend .glb .fbx .usdc .npz.
 Frame numbers are the file's; a file that has none counts from 1. Write a negative start as --frames=-10:20.
+--finetune first teaches the networks to give one rig for all frames of this sequence (minutes); what they learned is
+kept in your cache folder and used again for the same sequence, networks, epochs and seed. It is about the networks'
+rig, as with --skeleton learned; for now that is also what --skeleton auto means with it.
+Exit status: 0 done, 2 bad input or usage, 130 cancelled, 1 a bug (a log file is named).
+"""
+FINETUNE_EXAMPLES = """
+examples:
+  sprig finetune wolf.abc -o wolf.safetensors
+  sprig finetune scan_frames/ -o scan.safetensors --frames 1:200:4 --epochs 6 --report scan.json
+  sprig rig wolf.abc -o wolf.blend --skeleton learned --checkpoint-skeleton wolf.safetensors \\
+      --checkpoint-skinning wolf.safetensors
+
+CLIP is read as sprig rig reads its INPUT. OUT.safetensors holds every network that was trained.
+PJDD is how far the skeleton's joints drift from frame to frame when every frame is rigged by itself, the skin error
+how much the weights do; both fall, and the epoch that did best on frames held out is kept.
 Exit status: 0 done, 2 bad input or usage, 130 cancelled, 1 a bug (a log file is named).
 """
 
@@ -220,7 +239,7 @@ def _add_reading(parser):
 
 def _add_rigging(parser):
     """The options that say how the rig is made; they mirror RigOptions."""
-    parser.add_argument("--anchor", type=_frame_number, metavar="auto|N", help="frame of the rest pose (auto: largest)")
+    _add_anchor(parser)
     parser.add_argument(
         "--skeleton", default="auto", metavar="auto|learned|motion|FILE.npz|ARMATURE", help="where it comes from (auto)"
     )
@@ -253,10 +272,25 @@ def _add_rigging(parser):
         "--candidates", type=_number(int, 1), default=1, metavar="N", help="skeletons to choose from (1)"
     )
     parser.add_argument("--temperature", type=_number(float, 0), default=0.0, metavar="T", help="of the decoder (0)")
-    parser.add_argument("--finetune", type=_number(int, 0), default=0, metavar="EPOCHS", help="on this sequence (0)")
+    parser.add_argument(
+        "--finetune",
+        type=_number(int, 0, MAX_EPOCHS),
+        default=0,
+        metavar="EPOCHS",
+        help="teach the networks this sequence first; with --skeleton auto, too, the rig is then the networks' (0)",
+    )
+    parser.add_argument("--same-character", action="store_true", help="several INPUTs, one rig, one action each")
+    _add_networks(parser)
+
+
+def _add_anchor(parser):
+    parser.add_argument("--anchor", type=_frame_number, metavar="auto|N", help="frame of the rest pose (auto: largest)")
+
+
+def _add_networks(parser):
+    """Which networks, where they run, and what they draw by chance."""
     parser.add_argument("--checkpoint-skeleton", type=Path, metavar="FILE", help="weights of the skeleton decoder")
     parser.add_argument("--checkpoint-skinning", type=Path, metavar="FILE", help="weights of the skinning network")
-    parser.add_argument("--same-character", action="store_true", help="several INPUTs, one rig, one action each")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute (auto)"
     )
@@ -269,7 +303,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     options, unknown = _parser().parse_known_args(arguments)
     if options.run is _evaluate:  # its options are its own
         options.evaluation = _evaluation().parse(unknown, "sprig evaluate")
-    elif unknown and options.run is not _later:  # whatever belongs to a later command gets that command's answer
+    elif unknown:
         raise SprigError(f"unrecognized arguments: {' '.join(unknown)}; see sprig --help")
     return options
 
@@ -303,11 +337,31 @@ def _parser() -> _Parser:
     demo.add_argument("-q", "--quiet", action="store_true", help="print nothing on standard output")
     demo.set_defaults(run=_demo)
 
+    about = "Teach the networks to give one rig for every frame of a sequence."
+    finetune = commands.add_parser(
+        "finetune", help="teach the networks a sequence", description=about, epilog=FINETUNE_EXAMPLES
+    )
+    finetune.add_argument("input", metavar="CLIP", help="the animated mesh: a file, or a folder of frames")
+    finetune.add_argument(
+        "-o", "--out", required=True, type=Path, metavar="OUT", help="the fine-tuned networks, a .safetensors file"
+    )
+    _add_reading(finetune.add_argument_group("reading"))
+    training = finetune.add_argument_group("training")
+    _add_anchor(training)
+    training.add_argument(
+        "--epochs", type=_number(int, 1, MAX_EPOCHS), default=EPOCHS, metavar="N", help=f"at most ({EPOCHS})"
+    )
+    training.add_argument(
+        "--stage", choices=("skeleton", "skinning", "both"), default="both", help="which network (both)"
+    )
+    _add_networks(training)
+    extra = finetune.add_argument_group("also")
+    extra.add_argument("--report", type=Path, metavar="R.json", help="write figures of every epoch")
+    extra.add_argument("-q", "--quiet", action="store_true", help="print nothing on standard output")
+    finetune.set_defaults(run=_finetune)
+
     evaluate = commands.add_parser("evaluate", help="score the networks on a benchmark", add_help=False)
     evaluate.set_defaults(run=_evaluate, quiet=False)
-    about = "train the networks on sequences (not in this version)"
-    later = commands.add_parser("finetune", help=about, add_help=False)
-    later.set_defaults(run=_later, quiet=False, command="finetune")
     return parser
 
 
@@ -331,9 +385,16 @@ def _check_skeleton(options):
             f"--skeleton {options.skeleton}: fitting a given skeleton is not part of this version; use --skeleton "
             f"{' or '.join(SKELETON_SOURCES)}."
         )
-    if options.skeleton != "learned":
+    if options.finetune and options.skeleton == "motion":
+        raise SprigError("--finetune belongs to the networks; use --skeleton learned, or leave it out.")
+    if options.skeleton != "learned" and not options.finetune:
         for option in _asked(options, OF_THE_NETWORKS):
             raise SprigError(f"{option} belongs to the networks; add --skeleton learned, or leave it out.")
+    _check_checkpoints(options)
+
+
+def _check_checkpoints(options):
+    """Files that are named are there."""
     for option in ("--checkpoint-skeleton", "--checkpoint-skinning"):
         path = _value(options, option)
         if path is not None and not path.is_file():
@@ -513,6 +574,7 @@ def _read_native(options, progress) -> MeshSequence:
 
 def _rig_options(options) -> RigOptions:
     from ..backend.pipeline import RigOptions
+    from .students import students_folder
 
     return RigOptions(
         skeleton=options.skeleton,
@@ -526,6 +588,8 @@ def _rig_options(options) -> RigOptions:
         temperature=options.temperature,
         checkpoint_skeleton=options.checkpoint_skeleton,
         checkpoint_skinning=options.checkpoint_skinning,
+        finetune=options.finetune,
+        students=students_folder() if options.finetune else None,
         seed=options.seed,
         device=options.device,
     )
@@ -551,7 +615,94 @@ def _say_summary(console: Console, report: dict, written):
     console.say(f"Written: {', '.join(str(path) for path in written if path)}")
 
 
+def _finetune(options, console: Console):
+    _check_checkpoints(options)
+    if options.stage == "skeleton" and options.checkpoint_skinning:
+        raise SprigError("--stage skeleton needs no skinning network; leave --checkpoint-skinning out.")
+    if options.out.suffix.lower() != ".safetensors":
+        raise SprigError(f"{options.out} should be a .safetensors file; networks are written as such.")
+    only_blender_reads = _check_input(options)
+    outputs = {"the output": options.out, **({"report": options.report} if options.report else {})}
+    _check_outputs(Path(options.input), outputs.items())
+    _check_libraries()
+    with PendingFiles() as files:
+        pending = {path: files.add(path) for path in outputs.values()}
+        console.progress(0.0, "Starting")
+        headless = _headless() if only_blender_reads else None
+        from ..backend.device import load_torch, resolve_device
+        from ..backend.report import peak_memory_mb, write_report
+
+        load_torch()
+        from ..backend.checkpoint import save_checkpoint
+        from ..backend.finetune.clip import make_clip
+        from ..backend.finetune.per_sequence import STAGES, fine_tune_on, fine_tune_report
+        from ..backend.finetune.students import provenance
+        from ..backend.finetune.train import FineTuneConfig
+        from ..backend.learned import load_networks
+
+        imports = peak_memory_mb()
+        clock = [time.perf_counter()]
+        stages = STAGES if options.stage == "both" else (options.stage,)
+        networks = load_networks(
+            options.checkpoint_skeleton,
+            options.checkpoint_skinning,
+            resolve_device(options.device),
+            kinds=STAGES if "skinning" in stages else stages,  # weights are learned for the skeleton that is found
+        )
+        clock.append(time.perf_counter())
+        if only_blender_reads:
+            sequence, _ = headless.read_scene(options, console.part(0.02, 0.1))
+        else:
+            sequence = _read_native(options, console.part(0.02, 0.1))
+        clock.append(time.perf_counter())
+        anchor = None if options.anchor is None else sequence.position_of(options.anchor)
+        clip = make_clip(sequence, sequence.name, anchor=anchor)
+        config = FineTuneConfig(epochs=options.epochs, seed=options.seed)
+        tuned = fine_tune_on(clip, networks, config, stages, console.part(0.1, 0.98))
+        clock.append(time.perf_counter())
+        console.progress(0.98, "Writing")
+        students = [getattr(tuned.networks, stage) for stage in stages]
+        save_checkpoint(pending[options.out], students, provenance(sequence, clip, networks, tuned, stages))
+        clock.append(time.perf_counter())
+        spent = [end - start for start, end in itertools.pairwise(clock)]
+        report = fine_tune_report(
+            tuned,
+            sequence,
+            clip,
+            config,
+            source=str(options.input),
+            seconds=dict(zip(("networks", "read", "finetune", "write"), spent, strict=True)),
+            peak_memory=None if imports is None else peak_memory_mb() - imports,
+        )
+        if options.report:
+            try:
+                write_report(pending[options.report], report)
+            except OSError as error:
+                raise writing_error(error, options.report) from error
+        console.interrupts.ignore_from_now_on()
+        files.commit()
+    _say_students(console, report, options.out)
+    console.say(f"Written: {', '.join(map(str, outputs.values()))}")
+
+
+def _say_students(console: Console, report: dict, out: Path):
+    """What has been learned, and how to use it."""
+    console.say(f"{Path(report['input']).name}: {report['vertices']} vertices, {report['frames']} frames")
+    for stage, epochs in report["history"].items():
+        key, name = {"skeleton": ("pjdd", "PJDD"), "skinning": ("skin_error", "skin error")}[stage]
+        kept = report["checkpoints"][stage]["finetuned"]["kept_epoch"]
+        before, after = (
+            f"{epoch[key]:.3g}" if epoch[key] is not None else "none" for epoch in (epochs[0], epochs[kept])
+        )
+        console.say(f"The {stage} network: {name} from {before} to {after} in epoch {kept} of {len(epochs) - 1}")
+    for warning in report["warnings"]:
+        console.say(f"Warning: {warning}")
+    options = " ".join(f"--checkpoint-{stage} {out}" for stage in report["history"])
+    console.say(f"To use it: sprig rig {report['input']} -o OUT --skeleton learned {options}")
+
+
 def _inspect(options, console: Console):
+
     console.quiet = options.json  # the JSON alone
     if _check_input(options):
         sequence = _headless().read_scene(options, console.part(0.0, 0.9))[0]
@@ -641,10 +792,6 @@ def _evaluation():
 
 def _evaluate(options, console: Console):
     _evaluation().run(options.evaluation, console.say, console.progress)
-
-
-def _later(options, console: Console):
-    raise SprigError(f"sprig {options.command} needs the networks, which are not part of this version; use sprig rig.")
 
 
 if __name__ == "__main__":

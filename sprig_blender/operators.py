@@ -7,17 +7,12 @@ from bpy.props import IntProperty, StringProperty
 from bpy.types import Operator
 
 from ..backend.errors import SprigError
-from . import auto_rig, dependencies, jobs, preferences, problems
+from . import auto_rig, dependencies, finetune, jobs, preferences, problems, students
 from .jobs import Job, LongOperator, Step
 
 
-class SPRIG_OT_auto_rig_sequence(LongOperator, Operator):
-    """Turn the selected animated meshes into one rig: an armature, skinned copies and keys that replay the motion"""
-
-    bl_idname = "sprig.auto_rig_sequence"
-    bl_label = "Auto-Rig Sequence"
-    bl_options = {"REGISTER", "UNDO"}
-    title = "Auto-Rig"
+class _OnSequence(LongOperator):
+    """What works on the selected meshes has in common."""
 
     @classmethod
     def poll(cls, context):
@@ -33,8 +28,51 @@ class SPRIG_OT_auto_rig_sequence(LongOperator, Operator):
             return True
         return False
 
+
+class SPRIG_OT_auto_rig_sequence(_OnSequence, Operator):
+    """Turn the selected animated meshes into one rig: an armature, skinned copies and keys that replay the motion"""
+
+    bl_idname = "sprig.auto_rig_sequence"
+    bl_label = "Auto-Rig Sequence"
+    bl_options = {"REGISTER", "UNDO"}
+    title = "Auto-Rig"
+
     def steps(self, context, cancel, patience):
         return auto_rig.steps(context, cancel, patience)
+
+
+class SPRIG_OT_finetune_sequence(_OnSequence, Operator):
+    """Teach the networks to see one rig in every frame of the selected meshes; takes minutes, Auto-Rig then uses it"""
+
+    bl_idname = "sprig.finetune_sequence"
+    bl_label = "Fine-tune on Sequence"
+    bl_options = {"REGISTER", "UNDO"}
+    title = "Fine-tuning"
+
+    def steps(self, context, cancel, patience):
+        return finetune.steps(context, cancel, patience)
+
+
+class SPRIG_OT_forget_student(Operator):
+    """Take the networks as they were before they were fine-tuned on this sequence"""
+
+    bl_idname = "sprig.forget_student"
+    bl_label = "Forget Fine-tuning"
+
+    @classmethod
+    def poll(cls, context):
+        if not any(mesh.sprig.student for mesh in auto_rig.chosen_meshes(context)):
+            cls.poll_message_set("The networks were not fine-tuned on the selected meshes")
+        elif jobs.running():
+            cls.poll_message_set(f"{jobs.running().title} is running; wait for it or cancel it")
+        else:
+            return True
+        return False
+
+    def execute(self, context):
+        students.forget(auto_rig.chosen_meshes(context))
+        self.report({"INFO"}, "Auto-Rig takes the networks as they were")
+        return {"FINISHED"}
 
 
 class _Install(LongOperator):
@@ -207,6 +245,8 @@ class SPRIG_OT_dismiss_problem(Operator):
 
 CLASSES = (
     SPRIG_OT_auto_rig_sequence,
+    SPRIG_OT_finetune_sequence,
+    SPRIG_OT_forget_student,
     SPRIG_OT_install_backend,
     SPRIG_OT_install_backend_from_folder,
     SPRIG_OT_uninstall_backend,

@@ -3,9 +3,10 @@
 import bpy
 from bpy.types import Panel
 
-from . import auto_rig, dependencies, drawing, jobs, preferences, problems
+from . import auto_rig, dependencies, drawing, jobs, preferences, problems, students
 
 RIG_OPERATOR = "sprig.auto_rig_sequence"
+FINETUNE_OPERATOR = "sprig.finetune_sequence"
 
 
 class SPRIG_PT_main(Panel):
@@ -33,6 +34,7 @@ class SPRIG_PT_main(Panel):
         if running:
             drawing.draw_progress(layout, running)
         else:
+            _draw_fine_tuning(layout, context)
             row = layout.row()
             row.scale_y = 1.6
             row.operator(RIG_OPERATOR, icon="ARMATURE_DATA")
@@ -90,6 +92,7 @@ def _draw_networks(layout, context) -> None:
     column.prop(settings, "temperature")
     column.prop(settings, "checkpoint_skeleton", text="Skeleton")
     column.prop(settings, "checkpoint_skinning", text="Skinning")
+    column.prop(settings, "finetune_epochs", text="Fine-tuning Epochs")
 
 
 def _draw_advanced(layout, context) -> None:
@@ -107,6 +110,18 @@ def _draw_advanced(layout, context) -> None:
     ours = preferences.of_this_addon(context)
     if ours:
         column.prop(ours, "device")
+
+
+def _draw_fine_tuning(layout, context) -> None:
+    """The button that teaches the networks this sequence, or that they have learned it."""
+    if context.scene.sprig.skeleton != "learned":
+        return
+    if students.student_of(auto_rig.chosen_meshes(context)):
+        row = layout.row()
+        row.label(text="Fine-tuned on this sequence", icon="CHECKMARK")
+        row.operator("sprig.forget_student", text="", icon="X", emboss=False)
+    else:
+        layout.operator(FINETUNE_OPERATOR, icon="MOD_ARMATURE")
 
 
 def _draw_problem(layout) -> None:

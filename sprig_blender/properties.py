@@ -81,6 +81,14 @@ class SPRIG_PG_settings(PropertyGroup):
         description="File of a skinning network (SPRig's .safetensors, Puppeteer's .pth); empty for SPRig's own",
         subtype="FILE_PATH",
     )
+    finetune_epochs: IntProperty(
+        name="Epochs",
+        description="How often fine-tuning goes through the frames, at most; it ends when nothing more is gained",
+        default=12,
+        min=1,
+        soft_max=30,
+        max=1000,
+    )
     joints_mode: EnumProperty(
         name="Joints",
         description="How the number of joints is found",
@@ -134,7 +142,10 @@ class SPRIG_PG_settings(PropertyGroup):
 
 
 class SPRIG_PG_result(PropertyGroup):
-    """What the result box shows; lives on the armature, so undo, copies and saved files keep it with the rig."""
+    """What is remembered on an object, so that undo, copies and saved files keep it.
+
+    On the armature what the result box shows, on a mesh which student was fine-tuned on it.
+    """
 
     joints: IntProperty(name="Joints", description="Number of bones; 0 on armatures that are not ours")
     vertices: IntProperty(name="Vertices", description="Number of vertices that the rig moves")
@@ -146,6 +157,9 @@ class SPRIG_PG_result(PropertyGroup):
     anchor_frame: IntProperty(name="Rest Pose", description="The frame whose shape is the rest pose")
     seconds: FloatProperty(name="Time", description="Seconds from the button to the rig")
     warnings: StringProperty(name="Warnings", description="What the user should know, one sentence a line")
+    student: StringProperty(
+        name="Student", description="File of the networks that were fine-tuned on this mesh; empty for none"
+    )
 
 
 CLASSES = (SPRIG_PG_settings, SPRIG_PG_result)

@@ -18,12 +18,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sprig.backend.checkpoint import kinds_in, read_provenance
+from sprig.backend.finetune.train import FineTuneConfig
 from sprig.backend.pipeline import RigOptions, rig_sequence
 from sprig.backend.sequence import MeshSequence
 from sprig.sprig_blender import cli
+from sprig.sprig_blender.students import students_folder
 
 from .command_line import COMMAND, OUTSIDE, listing, one_line, start
 from .small_files import WRITERS, write_clip
+from .small_networks import small_networks
 
 RIG_SHAPES = {  # DESIGN 5; V, J, F, M as letters
     "rest_vertices": ("V", 3), "faces": ("M", 3), "joint_names": ("J",), "parents": ("J",), "joints_rest": ("J", 3),
@@ -151,6 +155,181 @@ def test_an_existing_file_is_replaced_only_by_a_finished_one(bar, tmp_path, caps
     assert cli.main(["rig", str(bar), "-o", str(out), "-q", "--joints", "2"]) == 0
     with np.load(out) as rig:
         assert "bone_world" in rig
+
+
+# ---- fine-tuning
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    """The options that name two small networks."""
+    files = small_networks(tmp_path_factory.mktemp("networks"))
+    return [f"--{name.replace('_', '-')}={file}" for name, file in files.items()]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Where this user's students are: nowhere else, and not yet."""
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    students = {"darwin": "Library/Caches/sprig/students"}.get(sys.platform, "sprig/students")
+    return tmp_path / "home" / students
+
+
+def test_finetune_writes_students_that_rig_takes(bar, networks, capsys):
+    out, told = bar.parent / "out" / "student.safetensors", bar.parent / "out" / "student.json"
+    arguments = ["finetune", str(bar), "-o", str(out), "--epochs", "2", "--frames", "1:12:2", "--anchor", "5"]
+    assert cli.main([*arguments, "--report", str(told), "--seed", "3", *networks]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "" and listing(out.parent) == ["student.json", "student.safetensors"]
+    assert kinds_in(out) == ("skeleton", "skinning")
+
+    report = json.loads(told.read_text())
+    assert report["schema"] == "sprig-finetune-1" and report["input"] == str(bar)
+    assert (report["frames"], report["anchor_frame"], report["epochs"], report["seed"]) == (6, 5, 2, 3)
+    assert report["learned_frames"] + report["held_out_frames"] == [1, 3, 5, 7, 11, 9]
+    assert set(report["seconds"]) == {"networks", "read", "finetune", "write"}
+    for stage, key in (("skeleton", "pjdd"), ("skinning", "skin_error")):
+        epochs = report["history"][stage]
+        assert [epoch["epoch"] for epoch in epochs] == [0, 1, 2] and all(epoch[key] >= 0 for epoch in epochs)
+        tuned = report["checkpoints"][stage]["finetuned"]
+        assert read_provenance(out)["finetuned"][stage] == tuned and tuned["epochs"] == 2
+
+    lines = printed.out.splitlines()
+    first = report["history"]["skeleton"][0]["pjdd"]
+    assert f"Epoch 1: PJDD {first:.3g}" in lines
+    assert any(line.startswith("Epoch 2: PJDD ") and line.endswith(f" (was {first:.3g})") for line in lines)
+    assert lines[-1] == f"Written: {out}, {told}"
+
+    student = [f"--checkpoint-skeleton={out}", f"--checkpoint-skinning={out}", "--skeleton", "learned"]
+    rig = bar.parent / "out" / "rig.npz"
+    assert cli.main(["rig", str(bar), "-o", str(rig), "-q", *student]) == 0
+
+
+@pytest.mark.parametrize("stage", ["skeleton", "skinning"])
+def test_finetune_of_one_network(stage, bar, networks, capsys):
+    out = bar.parent / "out" / "student.safetensors"
+    given = [option for option in networks if stage == "skinning" or "skeleton" in option]
+    arguments = ["finetune", str(bar), "-o", str(out), "-q", "--epochs", "1", "--frames", "1:4", "--stage", stage]
+    assert cli.main([*arguments, *given]) == 0
+    assert capsys.readouterr() == ("", "") and kinds_in(out) == (stage,)
+
+
+def test_rig_with_finetune_keeps_its_student(bar, networks, cache):
+    report = bar.parent / "out" / "rig.json"
+    arguments = ["rig", str(bar), "-o", str(bar.parent / "out" / "rig.npz"), "-q", "--report", str(report)]
+    arguments += ["--frames", "1:4", "--finetune", "1", *networks]
+    assert cli.main(arguments) == 0
+    first = json.loads(report.read_text())
+    assert first["skeleton_source"] == "learned" and first["seconds"]["finetune"] > 0
+    (kept,) = cache.iterdir()
+    student = kept.read_bytes()
+    assert cli.main(arguments) == 0
+    again = json.loads(report.read_text())
+    assert [again[key] for key in ("joints", "rmse_percent")] == [first[key] for key in ("joints", "rmse_percent")]
+    for stage in ("skeleton", "skinning"):
+        tuned = first["checkpoints"][stage]["finetuned"]
+        assert tuned["epochs"] == 1
+        assert again["checkpoints"][stage] == {**first["checkpoints"][stage], "finetuned": {**tuned, "reused": True}}
+    assert [path.read_bytes() for path in cache.iterdir()] == [student]
+
+
+@pytest.mark.parametrize(
+    "system, variables, expected",
+    [
+        ("linux", {"XDG_CACHE_HOME": "/caches"}, "/caches/sprig/students"),
+        ("linux", {"XDG_CACHE_HOME": "caches"}, "/home/me/.cache/sprig/students"),
+        ("linux", {}, "/home/me/.cache/sprig/students"),
+        ("darwin", {"XDG_CACHE_HOME": "/caches"}, "/home/me/Library/Caches/sprig/students"),
+        ("win32", {"LOCALAPPDATA": "/local"}, "/local/sprig/students"),
+    ],
+)
+def test_students_are_kept_where_the_system_keeps_caches(system, variables, expected, monkeypatch):
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/me"))
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert students_folder() == Path(expected)
+
+
+def test_the_default_number_of_epochs_is_the_same_everywhere():
+    assert FineTuneConfig().epochs == cli.EPOCHS
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["rig", "--skeleton", "learned"], ["rig", "--finetune", "2"], ["finetune"], ["finetune", "--stage", "skeleton"]],
+    ids=" ".join,
+)
+def test_without_networks_it_says_so(options, bar, cache, capsys, monkeypatch):
+    from sprig.backend import learned
+
+    monkeypatch.setattr(learned, "SHIPPED", bar.parent / "nowhere")
+    out = bar.parent / "out" / ("rig.npz" if options[0] == "rig" else "student.safetensors")
+    assert cli.main([*options, str(bar), "-o", str(out), "-q"]) == 2
+    assert "without a skeleton network; give one with --checkpoint-skeleton" in one_line(capsys.readouterr().err)
+    assert listing(out.parent) == [] and not cache.exists()
+
+
+BAD_FINETUNE_OPTIONS = {
+    "-o out/student.npz": ".safetensors",
+    "-o out": ".safetensors",
+    "-o nowhere/s.safetensors": "nowhere",
+    "--epochs 0": "at least 1",
+    "--epochs 1001": "at most 1000",
+    "--stage all": "'all'",
+    "--stage skeleton --checkpoint-skinning bar.npz": "leave --checkpoint-skinning out",
+    "--checkpoint-skeleton nowhere.safetensors": "nowhere.safetensors is no file",
+    "--checkpoint-skeleton bar.npz": "bar.npz",
+    "--report out/s.safetensors": "the output",
+    "--report bar.npz": "the input",
+    "--anchor 13": "Frame 13",
+    "--frames 3:3": "single frame",
+    "--frames 40:50": "frames 1 to 12",
+    "--joints 5": "--joints",
+    "--device tpu": "'tpu'",
+}
+
+
+@pytest.mark.parametrize("options, expected", BAD_FINETUNE_OPTIONS.items(), ids=list(BAD_FINETUNE_OPTIONS))
+def test_bad_finetune_options(options, expected, bar, networks, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = listing(tmp_path)
+    given = [] if "--checkpoint" in options else networks
+    assert cli.main(["finetune", "bar.npz", "-q", "-o", "out/s.safetensors", *given, *options.split()]) == 2
+    printed = capsys.readouterr()
+    assert expected.lower() in one_line(printed.err).lower() and printed.out == ""
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to children")
+@pytest.mark.parametrize("command", [["finetune"], ["rig", "--finetune", "50"]], ids=["finetune", "rig"])
+def test_finetune_interrupted(command, bar, networks, cache):
+    out = bar.parent / "out" / ("student.safetensors" if command == ["finetune"] else "rig.npz")
+    with start(*command, bar, "-o", out, *networks) as run:
+        while not run.stdout.readline().startswith("Epoch 2: PJDD"):
+            assert run.poll() is None
+        run.send_signal(signal.SIGINT)
+        _, error = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "cancelled" in one_line(error)
+    assert listing(out.parent) == [] and not cache.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit")
+def test_finetune_on_a_full_disk(bar, networks):
+    import resource
+
+    out = bar.parent / "out" / "student.safetensors"
+    out.write_bytes(b"precious")
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # noqa: E731
+    with start("finetune", bar, "-o", out, "--epochs", 1, "--frames", "1:3", "-q", *networks, preexec_fn=limit) as run:
+        printed, error = run.communicate(timeout=120)
+    assert run.returncode == 2, error
+    assert str(out) in one_line(error) and ".sprig-" not in error and printed == ""
+    assert listing(out.parent) == [out.name] and out.read_bytes() == b"precious"
 
 
 # ---- inspect
@@ -330,12 +509,13 @@ BAD_OPTIONS = {
     "--seed 4294967296": "at most",
     "--stretch on": "'on'",
     "--rest-correction yes": "'yes'",
-    "--skeleton learned": "--checkpoint-skeleton",
     "--skeleton other.npz": "not part of this version",
     "--skeleton Armature": "not part of this version",
     "--candidates 5": "--skeleton learned",
     "--temperature 0.5": "--skeleton learned",
-    "--finetune 3": "--finetune is not part",
+    "--finetune 3 --skeleton motion": "--finetune belongs to the networks",
+    "--finetune -1": "at least 0",
+    "--finetune 3 --checkpoint-skeleton a.safetensors": "a.safetensors is no file",
     "--checkpoint-skeleton a.safetensors": "--skeleton learned",
     "--skeleton learned --checkpoint-skinning a.safetensors": "a.safetensors is no file",
     "--same-character": "--same-character is not part",
@@ -375,7 +555,9 @@ def test_bad_options(options, expected, bar, tmp_path, capsys, monkeypatch):
         (["dance"], "'dance'"),
         (["rig"], "INPUT"),
         (["rig", "a.npz"], "-o"),
-        (["finetune", "clips/", "--epochs", "3"], "not part of this version"),
+        (["finetune", "clips/", "--epochs", "3"], "-o"),
+        (["finetune", "-o", "student.safetensors"], "CLIP"),
+        (["finetune", "nothing.abc", "-o", "student.safetensors"], "does not exist"),
         (["evaluate"], "COMMAND"),
         (["evaluate", "static", "--bank", "bank", "--poses", "0"], "--poses"),
         (["inspect", "nothing.abc"], "does not exist"),
@@ -425,7 +607,8 @@ def test_needs_blender_is_one_sentence(bar, capsys, monkeypatch):
 
 
 def test_help_and_version(capsys):
-    for arguments in (["--help"], ["rig", "--help"], ["inspect", "-h"], ["demo", "--help"], ["--version"]):
+    commands = (["rig", "--help"], ["inspect", "-h"], ["demo", "--help"], ["finetune", "--help"])
+    for arguments in (["--help"], *commands, ["--version"]):
         assert cli.main(arguments) == 0
         assert capsys.readouterr().err == ""
     cli.main(["rig", "--help"])
@@ -438,7 +621,9 @@ def test_help_and_version(capsys):
         assert option in text, option
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["rig", "--help"], ["rig", "nothing.abc", "-o", "out.glb"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["rig", "--help"], ["rig", "nothing.abc", "-o", "out.glb"], ["finetune", "--help"]]
+)
 def test_quick_answers_load_nothing_heavy(arguments):
     program = (
         "import sys\n"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sprig.backend.errors import Cancelled, SprigError
-from sprig.backend.skeleton.generate import generate
+from sprig.backend.skeleton.generate import generate, generate_each
 from sprig.backend.skeleton.tokens import BOS, EOS, FIRST_BIN, VOCABULARY, dequantise, encode
 
 POINTS = torch.zeros(4, 6)
@@ -324,3 +324,51 @@ def test_progress_rises_and_may_cancel():
 def test_points_of_another_shape_are_refused():
     with pytest.raises(ValueError, match="expected points"):
         generate(TableDecoder(noise_of(0)), torch.zeros(2, 5, 6))
+
+
+# ---- several shapes at once
+
+
+class ByShape(TableDecoder):
+    """A TableDecoder whose logits depend on the shape, too: the first coordinate of its first point."""
+
+    def begin(self, condition):
+        return self.step(torch.full((len(condition),), BOS), Seen(condition[:, 0, :1].long()))
+
+    def step(self, ids, cache):
+        seen = torch.cat([cache.ids, ids[:, None]], dim=1)
+        return torch.stack([self.logits_of(tuple(row)) for row in seen.tolist()]), Seen(seen)
+
+
+def shapes(*numbers):
+    points = torch.zeros(len(numbers), 4, 6)
+    points[:, 0, 0] = torch.tensor(numbers, dtype=torch.float32)
+    return points
+
+
+def test_each_shape_gets_its_own_greedy_skeleton():
+    model = ByShape(noise_of(3, spread=3.0, eos=4.0), most_joints=9)
+    together = generate_each(model, shapes(1, 2, 3, 4))
+    for (found,), points in zip(together, shapes(1, 2, 3, 4), strict=True):
+        alone = generate(model, points)[0]
+        assert same(found, alone)
+        assert found.log_probability == pytest.approx(alone.log_probability)
+    assert len({len(found.parents) for (found,) in together}) > 1
+
+
+def test_each_temperature_gives_one_skeleton_and_changes_no_other():
+    model = ByShape(noise_of(4, spread=2.0, eos=3.0), most_joints=9)
+    found = generate_each(model, shapes(1, 2), (0.0, 1.0, 1.0), seed=7)
+    assert [len(row) for row in found] == [3, 3]
+    assert same(found[1][0], generate(model, shapes(2)[0])[0])
+    assert not same(found[0][1], found[0][2])
+    fewer = generate_each(model, shapes(1), (0.0, 1.0, 1.0), seed=7)
+    assert all(same(a, b) for a, b in zip(found[0], fewer[0], strict=True))
+    drawn = generate(model, shapes(1)[0], temperature=1.0, candidates=3, seed=7)
+    again = generate_each(model, shapes(1), (1.0, 1.0, 1.0), seed=7)[0]
+    assert all(any(same(a, b) for b in drawn) for a in again)
+
+
+def test_a_number_of_joints_holds_for_each_shape():
+    model = ByShape(noise_of(5), most_joints=9)
+    assert [len(found.parents) for (found,) in generate_each(model, shapes(1, 2, 3), joints=5)] == [5, 5, 5]

@@ -9,6 +9,8 @@ blend skinning makes them, and for each pose
 * the skinning network's weights for the artist's joints are compared with the artist's weights, beside those of the
   nearest bone and of Blender's automatic weights (bone heat).
 
+How stable they are over sequences, before and after fine-tuning, is `evaluate dynamic` (dynamic.py).
+
 The metrics are those of backend/metrics.py. A character counts once, with the mean over its poses, and tables give
 medians over characters. What has no value (an error, no valid tree) is in no median and counted beside each.
 
@@ -452,17 +454,31 @@ def _measure(character: Character, shapes: list[Shape], networks: Networks, seed
     def add(table: str, method: str, results: list[dict]):
         rows[table].append(mean_row(character.name, character.category, method, results))
 
-    if networks.skeleton is not None:
-        found = [attempt(lambda shape=shape: network_skeleton(shape, networks, seed)) for shape in shapes]
-        add("skeleton", "network", found)
+    own = network_rows(shapes, networks, seed)
+    if "skeleton" in own:
+        rows["skeleton"].append(own["skeleton"])
     if len(character.motion) >= FEWEST_POSES:
         found = attempt(lambda: motion_skeletons(character, device))
         for method in ("motion joints", "motion centroids"):
             add("skeleton", method, [found if "error" in found else found[method]])
-    if networks.skinning is not None:
-        found = [attempt(lambda shape=shape: network_weights(shape, networks, seed)) for shape in shapes]
-        add("skinning", "network", found)
+    if "skinning" in own:
+        rows["skinning"].append(own["skinning"])
     add("skinning", "nearest bone", [attempt(lambda shape=shape: nearest_weights(shape)) for shape in shapes])
+
+
+def network_rows(shapes: list[Shape], networks: Networks, seed: int) -> dict[str, dict]:
+    """The networks' own rows of one character, "skeleton" and "skinning", as far as there are networks."""
+    measures = {"skeleton": network_skeleton, "skinning": network_weights}
+    return {
+        kind: mean_row(
+            shapes[0].name,
+            shapes[0].category,
+            "network",
+            [attempt(lambda shape=shape, measure=measure: measure(shape, networks, seed)) for shape in shapes],
+        )
+        for kind, measure in measures.items()
+        if getattr(networks, kind) is not None
+    }
 
 
 def _measure_bone_heat(shapes: dict[str, list[Shape]], rows) -> None:
@@ -534,7 +550,7 @@ def to_markdown(report: dict, with_rows: bool = False) -> str:
 
 def _summary_table(found: dict[str, dict], columns) -> list[str]:
     counts = ["characters", "valid", *(["incomplete poses"] if columns is SKINNING else [])]
-    lines = _head(["method", "category", *counts, *(heading for heading, _ in columns.values())])
+    lines = table_head(["method", "category", *counts, *(heading for heading, _ in columns.values())])
     for method, summary in found.items():
         for category, figures in {"**all**": summary["all"], **summary["categories"]}.items():
             worst = len(summary["categories"]) > 1 and category == summary["worst_category"]
@@ -545,15 +561,15 @@ def _summary_table(found: dict[str, dict], columns) -> list[str]:
                 f"{figures['poses'] - figures['failed_poses']} of {figures['poses']}",
                 *([str(figures["incomplete_poses"])] if columns is SKINNING else []),
             ]
-            lines.append(_line([*cells, *_figures(figures, columns)]))
+            lines.append(table_line([*cells, *_figures(figures, columns)]))
     return lines
 
 
 def _row_table(rows: list[dict], columns) -> list[str]:
-    lines = _head(["character", "category", "method", "valid", *(heading for heading, _ in columns.values())])
+    lines = table_head(["character", "category", "method", "valid", *(heading for heading, _ in columns.values())])
     for row in sorted(rows, key=lambda row: row["character"]):  # stable: methods keep their order
         valid = f"{row['poses'] - row['failed_poses']} of {row['poses']}"
-        lines.append(_line([row["character"], row["category"], row["method"], valid, *_figures(row, columns)]))
+        lines.append(table_line([row["character"], row["category"], row["method"], valid, *_figures(row, columns)]))
     return lines
 
 
@@ -570,11 +586,13 @@ def _figures(row: dict, columns) -> list[str]:
     return ["–" if value is None else format(value, form) for value, form in values]
 
 
-def _head(headings: list[str]) -> list[str]:
-    return [_line(headings), _line(["---"] * len(headings))]
+def table_head(headings: list[str]) -> list[str]:
+    """The two lines that a Markdown table begins with."""
+    return [table_line(headings), table_line(["---"] * len(headings))]
 
 
-def _line(cells: list[str]) -> str:
+def table_line(cells: list[str]) -> str:
+    """A line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
@@ -591,7 +609,8 @@ class _Parser(argparse.ArgumentParser):
 def parse(arguments: list[str], program: str = "python -m sprig.training.evaluate") -> argparse.Namespace:
     """The options of a command line; SprigError for bad usage, SystemExit after --help."""
     parser = _Parser(prog=program, description="Score the networks, next to baselines.", allow_abbrev=False)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
+    _add_dynamic(commands)
     about = "Skeletons and skin weights of single shapes: the validation characters, and the anchors of real clips."
     one = commands.add_parser("static", help="one shape at a time", description=about, allow_abbrev=False)
     one.add_argument("--bank", type=Path, metavar="FOLDER", help="the rig bank (../shared/data/rigbank)")
@@ -607,6 +626,8 @@ def parse(arguments: list[str], program: str = "python -m sprig.training.evaluat
     one.add_argument("--output", type=Path, metavar="FOLDER", help="write static.md and static.json there")
     one.add_argument("--json", action="store_true", help="the last line printed is the summary as JSON")
     options = parser.parse_args(arguments)
+    if options.command == "dynamic":
+        return _checked_dynamic(options)
     if options.bank is None and options.clips is None:  # those beside the checkout, as far as they are there
         options.bank, options.clips = (
             folder if folder.is_dir() else None for folder in (DATA / "rigbank", DATA / "sequences")
@@ -621,13 +642,86 @@ def parse(arguments: list[str], program: str = "python -m sprig.training.evaluat
     return options
 
 
+def _add_dynamic(commands) -> None:
+    about = (
+        "How stable both networks are over sequences, before (teacher) and after (student) fine-tuning. Protocol a: "
+        "the frames that were fine-tuned on; b: every second frame, left out, and other clips of the same character; "
+        "c: characters that were never fine-tuned on."
+    )
+    one = commands.add_parser("dynamic", help="a sequence frame by frame", description=about, allow_abbrev=False)
+    one.add_argument("clips", nargs="*", metavar="CLIP", help="sequence files, or names of clips in the two folders")
+    one.add_argument("--protocol", choices=("a", "b", "c"), required=True, help="what the student has seen")
+    one.add_argument("--epochs", type=int, default=12, metavar="N", help="of fine-tuning (12)")
+    one.add_argument("--replay", type=float, default=1.0, metavar="SHARE", help="protocols a and c; 0 is without (1)")
+    one.add_argument("--student", type=Path, metavar="FILE", help="fine-tuned networks, instead of training some")
+    one.add_argument("--ablate", action="store_true", help="also without each part of the losses")
+    one.add_argument("--skeleton", type=Path, metavar="FILE", help="skeleton network to start from (SPRig's own)")
+    one.add_argument("--skinning", type=Path, metavar="FILE", help="skinning network to start from (SPRig's own)")
+    one.add_argument("--sequences", type=Path, metavar="FOLDER", help="clips as .npz (../shared/data/sequences)")
+    one.add_argument("--multiclip", type=Path, metavar="FOLDER", help="more clips of them (../shared/data/multiclip)")
+    one.add_argument("--bank", type=Path, metavar="FOLDER", help="the rig bank (../shared/data/rigbank)")
+    one.add_argument(
+        "--static", type=int, metavar="N", help="its characters for static figures (all; 12 in protocol b)"
+    )
+    one.add_argument("--characters", type=int, default=20, metavar="N", help="to learn from, protocols a and c (20)")
+    one.add_argument("--frames", type=int, default=64, metavar="N", help="at most so many of a clip (64)")
+    one.add_argument("--device", choices=DEVICES, default="auto", help="where to compute (auto)")
+    one.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
+    one.add_argument("--dump", type=Path, metavar="FOLDER", help="write skeletons and weights of every clip there")
+    one.add_argument("--plots", type=Path, metavar="FOLDER", help="write pictures of every clip there")
+    one.add_argument("--json", action="store_true", help="the last line printed is the report as JSON")
+
+
+def _checked_dynamic(options: argparse.Namespace) -> argparse.Namespace:
+    for name, folder in (("sequences", "sequences"), ("multiclip", "multiclip"), ("bank", "rigbank")):
+        given = getattr(options, name)
+        if given is not None and not given.is_dir():
+            raise SprigError(f"{given} is no folder; give another --{name}.")
+        if given is None and (DATA / folder).is_dir():  # those beside the checkout, as far as they are there
+            setattr(options, name, DATA / folder)
+    if min(options.epochs, options.characters, options.frames) < 1 or min(options.seed, options.static or 0) < 0:
+        raise SprigError("--epochs, --characters and --frames start at 1, --static and --seed at 0; change them.")
+    if not 0 <= options.replay < float("inf"):
+        raise SprigError(f"--replay is {options.replay}; give a number from 0 on.")
+    if options.student and options.ablate:
+        raise SprigError("--ablate trains students of its own; leave --student out.")
+    for file in (options.skeleton, options.skinning, options.student):
+        if file is not None and not file.is_file():
+            raise SprigError(f"{file} is no file; give the file of a network.")
+    return options
+
+
 def run(options: argparse.Namespace, say=print, progress=no_progress) -> None:
     """Evaluate, say the tables, and write the files; raises SprigError."""
+    if options.command == "dynamic":
+        _run_dynamic(options, say, progress)
+    else:
+        _run_static(options, say, progress)
+
+
+def _run_dynamic(options, say, progress) -> None:
+    for folder in (options.dump, options.plots):
+        if folder:
+            _make_folder(folder)
+    load_torch()
+    from . import dynamic  # torch, with the settings of load_torch
+
+    report = dynamic.dynamic(options, progress)
+    say(dynamic.to_markdown(report))
+    if options.json:
+        say(json.dumps(report, ensure_ascii=False, allow_nan=False))
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SprigError(f"{folder} cannot be made ({error.strerror}); choose another folder.") from error
+
+
+def _run_static(options, say, progress) -> None:
     if options.output:
-        try:
-            options.output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SprigError(f"{options.output} cannot be made ({error.strerror}); choose another folder.") from error
+        _make_folder(options.output)
     load_torch()
     report = static(options, progress)
     if options.output:
@@ -645,11 +739,17 @@ def run(options: argparse.Namespace, say=print, progress=no_progress) -> None:
 
 def main(arguments=None) -> int:
     """`python -m sprig.training.evaluate --help`; the exit status: 0 done, 2 bad input or usage."""
+    told = ""
+
+    def progress(share, text):
+        nonlocal told
+        line = f"{share:4.0%} {text}"
+        if line != told:
+            print(line, file=sys.stderr, flush=True)
+        told = line
+
     try:
-        run(
-            parse(sys.argv[1:] if arguments is None else arguments),
-            progress=lambda share, text: print(f"{share:4.0%} {text}", file=sys.stderr, flush=True),
-        )
+        run(parse(sys.argv[1:] if arguments is None else arguments), progress=progress)
     except SprigError as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2

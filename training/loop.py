@@ -1,4 +1,4 @@
-"""What the two pre-training scripts share around their loops: options, data, schedule, averages, state, log, curves.
+"""What the training scripts share around their loops: options, data, schedule, averages, state, log, curves.
 
 A run is measured in minutes of work, summed over all the times it was resumed: on a laptop, a busy machine or eight
 GPUs the learning rate has come down to zero when the minutes are over. Everything a run needs to go on (weights, their
@@ -20,7 +20,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -29,7 +31,7 @@ from torch import nn
 
 from ..backend.checkpoint import save_checkpoint
 from ..backend.device import half_pays, resolve_device
-from ..backend.errors import SprigError
+from ..backend.errors import Cancelled, SprigError
 from ..backend.formats.checks import file_errors
 from ..backend.formats.whole_file import whole_file
 from .augment import AugmentConfig, Store, draw
@@ -37,6 +39,7 @@ from .rigbank import read_rigbank, validation_rigs
 from .synthesize import creature
 
 SAVE_EVERY, TELL_EVERY = 120, 30  # seconds
+PATIENCE = timedelta(hours=2)  # of processes that wait for the first one to validate or to write
 STATE = "state.pt"
 CLIP = 1.0  # norm of the gradient
 DECAY = 0.05  # of weights, times the learning rate
@@ -49,9 +52,35 @@ PEOPLE = ("biped",)  # drawn more often than by their few rigs: these have the m
 
 
 def arguments(description: str, batch: int, rate: float) -> argparse.ArgumentParser:
-    """The options of both scripts."""
+    """The options of both pre-training scripts."""
+    parser = run_arguments(description)
+    data_arguments(parser)
+    parser.add_argument("--minutes", type=float, default=60, help="of work in all, until the learning rate is zero")
+    parser.add_argument("--batch", type=int, default=batch, help="characters per step and process")
+    parser.add_argument("--micro", type=int, default=16, help="of them at a time; a GPU takes the whole batch")
+    parser.add_argument("--points", type=int, default=1024, help="surface points of a character")
+    parser.add_argument("--rate", type=float, default=rate, help="highest learning rate")
+    parser.add_argument("--warm-up", type=int, default=200, help="steps until the learning rate is at its highest")
+    parser.add_argument("--average", type=float, default=0.999, help="part of the average that a step keeps")
+    parser.add_argument(
+        "--validate", type=float, default=10, help="minutes of work between looks at the validation set"
+    )
+    return parser
+
+
+def run_arguments(description: str) -> argparse.ArgumentParser:
+    """The options of every run."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("output", type=Path, help="folder of the run; a run that is there goes on with --resume")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 leaves it to torch")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+    return parser
+
+
+def data_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a `Source`."""
     parser.add_argument(
         "--bank", type=Path, action="append", default=[], help="folder of rigged characters; repeatable"
     )
@@ -63,21 +92,6 @@ def arguments(description: str, batch: int, rate: float) -> argparse.ArgumentPar
         help="one number of AugmentConfig (augment.py), for instance bend=0.4; repeatable",
     )  # fmt: skip
     parser.add_argument("--licence", help="use only characters whose licence starts with this, for instance CC0")
-    parser.add_argument("--minutes", type=float, default=60, help="of work in all, until the learning rate is zero")
-    parser.add_argument("--batch", type=int, default=batch, help="characters per step and process")
-    parser.add_argument("--micro", type=int, default=16, help="of them at a time; a GPU takes the whole batch")
-    parser.add_argument("--points", type=int, default=1024, help="surface points of a character")
-    parser.add_argument("--rate", type=float, default=rate, help="highest learning rate")
-    parser.add_argument("--warm-up", type=int, default=200, help="steps until the learning rate is at its highest")
-    parser.add_argument("--average", type=float, default=0.999, help="part of the average that a step keeps")
-    parser.add_argument(
-        "--validate", type=float, default=10, help="minutes of work between looks at the validation set"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 leaves it to torch")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")
-    return parser
 
 
 def _setting(text: str) -> tuple[str, float]:
@@ -119,6 +133,32 @@ class Place:
         distributed.broadcast(shared, 0)
         return shared.tolist()
 
+    def on_first(self, work: Callable):
+        """What work() returns in the first process, the only one to call it; or its Cancelled, raised in all."""
+        result = None
+        if self.rank == 0:
+            try:
+                result = work()
+            except Cancelled as cancelled:
+                result = cancelled
+        if self.processes > 1:
+            shared = [result]
+            distributed.broadcast_object_list(shared, 0)
+            (result,) = shared
+        if isinstance(result, Cancelled):
+            raise result
+        return result
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.processes > 1:
+            distributed.barrier()
+
+    def leave(self) -> None:
+        """At the end of the run."""
+        if self.processes > 1:
+            distributed.destroy_process_group()
+
 
 def settle(options: argparse.Namespace) -> Place:
     """Join the other processes where torchrun started several, seed torch, and choose device and precision."""
@@ -129,7 +169,7 @@ def settle(options: argparse.Namespace) -> Place:
     if name == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if processes > 1:
-        distributed.init_process_group("nccl" if name == "cuda" else "gloo")
+        distributed.init_process_group("nccl" if name == "cuda" else "gloo", timeout=PATIENCE)
     torch.manual_seed(options.seed)
     return Place(torch.device(name), rank, processes, name == "cuda" or (name == "cpu" and half_pays()))
 
@@ -142,10 +182,11 @@ class Source:
 
     Banks stay apart, so that one with large meshes does not fill up the others' to its size.
 
-    `held_out`: a store for each character of the validation list, which is never drawn from.
+    `held_out`: a store for each character of the validation list, which is never drawn from. `made`: so many different
+    creatures.
     """
 
-    def __init__(self, options: argparse.Namespace, place: Place, heat: bool = False):
+    def __init__(self, options: argparse.Namespace, place: Place, heat: bool = False, made: int = SYNTHETIC):
         never = validation_rigs()
         kinds = {"people": [], "animals": [], "machines": [], "synthetic": []}  # of lists, one for each bank
         self.held_out = []
@@ -157,7 +198,7 @@ class Source:
             kinds["machines"].append([one for one in wanted if one.category in MACHINES])
             kinds["animals"].append([one for one in wanted if one.category not in PEOPLE + MACHINES])
         if options.synthetic > 0:
-            kinds["synthetic"].append([creature(seed) for seed in range(SYNTHETIC)])
+            kinds["synthetic"].append([creature(seed) for seed in range(made)])
         self.counts = {kind: sum(map(len, groups)) for kind, groups in kinds.items()}
         if not any(self.counts.values()):
             raise SprigError("There is nothing to learn from; give a --bank, or a --synthetic share above 0.")
@@ -355,8 +396,7 @@ def train(options, place: Place, source: Source, network: nn.Module, step, valid
                 **figures, norm=float(norm), rate=rate,
             )  # fmt: skip
             told, sums, since = time.monotonic(), {}, done["drawn"]
-    if place.processes > 1:
-        distributed.destroy_process_group()
+    place.leave()
 
 
 # ---- state, log, curves

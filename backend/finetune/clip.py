@@ -8,20 +8,20 @@ skeleton in every frame; with limbs that have left their bones that asks for wei
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..anchor import anchor_frame
-from ..errors import no_progress
+from ..errors import SprigError, no_progress
 from ..learned import Networks, find_skeleton, weigh
 from ..metrics import unit_cube
 from ..motion.poses import fit_poses
 from ..points import UnitCube, sample_surface
 from ..sequence import MeshSequence
-from ..skeleton.tokens import BINS, encode
+from ..skeleton.tokens import BINS, decode, encode, order_joints, reorder
 from ..skinning.heat import heat_features
 from ..surface import prepare
 
@@ -53,17 +53,22 @@ def make_clip(
     """The sequence's frames, evenly spread if there are more than `most_frames`, with its anchor among them.
 
     anchor: a position in the sequence; None takes the frame of greatest area (METHOD 1). Every `held_out`-th frame is
-    kept back for validation, none for 0. Raises SprigError where the sequence cannot be rigged.
+    kept back for validation, none for 0 or of fewer than half as many. Raises SprigError where the sequence cannot be
+    rigged.
     """
+    assert most_frames >= 1, most_frames
     prepared = prepare(sequence, may_be_still=True)
-    anchor = anchor_frame(prepared.areas) if anchor is None else anchor
+    if anchor is None:
+        anchor = anchor_frame(prepared.areas)
+    elif not 0 <= anchor < sequence.frame_count:
+        raise SprigError(f"There is no frame {anchor} among {sequence.frame_count}; choose another anchor.")
     return _frames_of(prepared, name, anchor, most_frames, held_out)
 
 
 def _frames_of(prepared, name, anchor, most_frames, held_out) -> Clip:
     count = len(prepared.trajectories)
     chosen = np.unique(np.linspace(0, count - 1, min(count, most_frames)).round().astype(int))
-    chosen[np.abs(chosen - anchor).argmin()] = anchor
+    chosen[np.abs(chosen - anchor).argmin()] = anchor  # in order still, and none twice
     cube = UnitCube.of(prepared.trajectories[anchor])
     vertices = np.stack([cube.centred_on(frame).to_cube(frame) for frame in prepared.trajectories[chosen]])
     place = int(np.flatnonzero(chosen == anchor)[0])
@@ -89,26 +94,39 @@ class SkeletonTarget:
     parents: Tensor
 
 
-def skeleton_target(clip: Clip, teacher: Networks, progress=no_progress) -> SkeletonTarget:
-    """The sequence that the teacher writes for the anchor, greedily (METHOD 3)."""
-    vertices = clip.vertices[clip.anchor]
+def skeleton_target(
+    clip: Clip, teacher: Networks, *, greedy: bool = False, progress=no_progress
+) -> SkeletonTarget:  # fmt: skip
+    """The sequence that spells the teacher's best skeleton of the anchor, as `find_skeleton` decodes it; or, `greedy`,
+    the one that it writes greedily, as the paper has it (METHOD 3).
+
+    SPRig's own network finds its best skeleton in another view than the clip's, maybe, so its joints are brought into
+    the order in which they are written in this one. Raises SprigError for a teacher whose tokens are not joints, and
+    where it finds no bones.
+    """
+    vertices, network = clip.vertices[clip.anchor], teacher.skeleton
+    most = network.most_joints
     centre, scale = unit_cube(vertices)
-    found = find_skeleton(vertices, clip.faces, teacher, progress=progress)
+    found = find_skeleton(vertices, clip.faces, teacher, greedy=greedy, progress=progress)
     joints = (found.joints - centre) / scale
-    return SkeletonTarget(
-        clip,
-        torch.as_tensor(encode(joints + (0.5 - teacher.skeleton.offset) / BINS, found.parents)),  # centres are safe
-        torch.as_tensor(joints, dtype=torch.float32),
-        torch.as_tensor(found.parents),
-    )
+    if len(joints) < 2 or np.ptp(joints, axis=0).max() < 1 / BINS:
+        raise SprigError(f"The skeleton network finds no bones in the anchor frame of {clip.name}; choose another one.")
+    if len(joints) > most:
+        raise SprigError(f"The skeleton network cannot read the {len(joints)} joints that it found in {clip.name}.")
+    parents = found.parents
+    if "skeleton" not in teacher.released:
+        joints, parents = reorder(joints, parents, order_joints(joints, parents))
+    ids = encode(joints + (0.5 - network.offset) / BINS, parents)  # centres are safe
+    joints, parents = decode(ids, network.offset)
+    return SkeletonTarget(clip, torch.as_tensor(ids), torch.as_tensor(joints), torch.as_tensor(parents))
 
 
 @dataclass(frozen=True, eq=False)
 class SkinningTarget:
     """Tracked points of the clip and the teacher's weights of them on the anchor.
 
-    points (F,N,6); joints (F,J,3) posed, parents (J,); heat (F,N,J,2), or None for a network that needs none; weights
-    W* (N,J); all in the cube. Every joint is valid.
+    points (F,N,6); joints (F,J,3) posed, parents (J,) long; heat (F,N,J,2) float16, the bulk of a clip, or None for a
+    network that needs none; weights W* (N,J); all in the cube. Every joint is valid.
     """
 
     clip: Clip
@@ -141,24 +159,26 @@ def skinning_target(
         clip,
         torch.as_tensor(np.stack([surface.at(vertices, clip.faces) for vertices in clip.vertices])),
         torch.as_tensor(posed, dtype=torch.float32),
-        torch.as_tensor(parents),
-        torch.as_tensor(np.stack(heats)) if heats else None,
+        torch.as_tensor(parents, dtype=torch.long),
+        torch.as_tensor(np.stack(heats)).half() if heats else None,
         torch.empty(0),
     )
     with torch.no_grad():
         found = frame_weights(teacher.skinning, target, [clip.anchor], teacher.device)[0].cpu()
-    return SkinningTarget(**{**vars(target), "weights": found})
+    return replace(target, weights=found)
 
 
-def frame_weights(network, target: SkinningTarget, frames, device) -> Tensor:
-    """A skinning network's weights W^t (B,N,J) of a clip's tracked points in some frames (SPRig eq. 4)."""
-    count = len(frames)
-    seen = [
-        target.points[frames],
-        target.joints[frames],
-        target.parents.expand(count, -1),
-        torch.ones((count, len(target.parents)), dtype=torch.bool),
-    ]
-    if target.heat is not None:
-        seen.append(target.heat[frames])
-    return network(*(value.to(device) for value in seen))
+def frame_weights(network, target: SkinningTarget, frames, device, chosen=None) -> Tensor:
+    """A skinning network's weights W^t (B,N,J) of a clip's tracked points in some frames (SPRig eq. 4).
+
+    chosen (K,) long: of these points alone, (B,K,J). The network sees all of them anyway.
+    """
+    frames = torch.as_tensor(np.asarray(frames, dtype=np.int64))
+    chosen = slice(None) if chosen is None else chosen
+    points, joints = target.points[frames].to(device), target.joints[frames].to(device)
+    parents = target.parents.to(device).expand(len(frames), -1)
+    valid = torch.ones_like(parents, dtype=torch.bool)
+    if target.heat is None:
+        return network(points, joints, parents, valid)[:, chosen]
+    heat = target.heat[frames][:, chosen].to(device).float()
+    return network.weights(points[:, chosen], heat, network.encode(points, joints, parents, valid))

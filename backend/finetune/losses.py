@@ -45,6 +45,7 @@ class LossConfig:
     formulas, and the sweep in training/LOG.md will choose them."""
 
     # eqs. 1, 2
+    token: float = 1.0  # of L_token beside L_geo
     parent_weight: float = 5.0  # omega of parent tokens; the others have 1
     cross: float = 1.0  # lambda_cross
     # eq. 3

@@ -2,8 +2,16 @@
 
 The teacher is frozen and has done its part when training starts (`clip.py`). The student is a copy of it whose encoder
 stays frozen too; what is kept is the moving average of its weights, from the epoch that was best on the frames that
-were held out. A stage (`SkeletonStage`, `SkinningStage`) says what a step's loss is and how good a network is;
-`fine_tune` is the loop around both, for one clip or many.
+were held out. With `lora` only low-rank updates of its linear layers are trained (`lora.py`), and merged at the end.
+What is frozen shares its memory with the teacher. A stage (`SkeletonStage`, `SkinningStage`) says what a step's loss is
+and how good a network is; `fine_tune` is the loop around both, for one clip or many.
+
+Choices that a reader would question:
+* Every step draws its numbers from the seed and its own, and a state holds where in an epoch it is: a run that goes on
+  gives what it would have given.
+* Nothing is dropped out: what the student should agree with is the teacher's answer, which was given without.
+* A step of the skinning stage is about some of the tracked points: the gradient of all needs gigabytes and says little
+  more. The network sees them all.
 """
 
 from __future__ import annotations
@@ -11,11 +19,11 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..device import half_pays
 from ..errors import SprigError, no_progress
@@ -23,10 +31,14 @@ from ..learned import SKELETON_POINTS
 from ..metrics import pjdd, temporal_skin_error
 from ..skeleton.generate import generate
 from .clip import SkeletonTarget, SkinningTarget, frame_weights
+from .lora import merged, with_lora
 from .losses import LossConfig, geometric_prior, geometry_loss, skinning_loss, token_loss
 
 CLIP = 1.0  # norm of the gradient
-DECODED = 8  # frames of each clip that are decoded freely to see how far their skeletons drift
+DECODED = 8  # frames of each clip that are decoded freely to see how far their skeletons drift, and weighed
+WEIGHED = 128  # tracked points of every frame that a step of the skinning stage is about
+VALIDATED = 24  # clips, evenly spread, that validation is about; of one clip it takes as long as some steps
+VALIDATED_POINTS = 256  # tracked points of them
 
 
 @dataclass(frozen=True)
@@ -41,12 +53,16 @@ class FineTuneConfig:
     decay: float = 0.01  # of weights, times the learning rate
     average: float = 0.98  # part of the average that a step keeps
     patience: int = 4  # epochs without a gain after which training ends
+    many_views: bool = False  # the skeleton student is still decoded by `consensus`: replay showed it other views, too
+    lora: int = 0  # rank of the updates of linear layers; 0 trains all weights of the decoder
     seed: int = 0
     losses: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self):
         if self.epochs < 1 or self.frames < 1:
             raise SprigError("Fine-tuning takes at least 1 epoch and 1 frame at a time; ask for more.")
+        if self.lora < 0:
+            raise SprigError(f"The rank of low-rank updates is {self.lora}; ask for 1 or more, or 0 for none.")
 
 
 class SkeletonStage:
@@ -67,21 +83,23 @@ class SkeletonStage:
         geometry, geometry_terms = geometry_loss(
             logits, target.joints.to(self.device), target.parents.to(self.device), 0, self.config.losses, network.offset
         )
-        return token + geometry, token_terms | geometry_terms
+        return self.config.losses.token * token + geometry, token_terms | geometry_terms
 
     @torch.no_grad()
-    def validate(self, network) -> dict:
-        """The loss on held-out frames, and PJDD of frames decoded freely: means over the clips."""
+    def validate(self, network, tick=lambda: None) -> dict:
+        """The loss on held-out frames, and PJDD of frames decoded freely: means over clips. tick() is called often."""
         losses, drifts = [], []
-        for target in self.targets:
-            held_out = np.flatnonzero(target.clip.held_out)
-            if len(held_out):
-                frames = [target.clip.anchor, *held_out]
+        for target in _some(self.targets, VALIDATED):
+            tick()
+            if target.clip.held_out.any():
+                frames = [target.clip.anchor, *np.flatnonzero(target.clip.held_out)]
                 losses.append(float(self.loss(network, target, frames, seed=0)[0]))
-            some = np.unique(np.linspace(0, len(target.clip.vertices) - 1, DECODED).astype(int))
-            skeletons = [self.decode(network, target, frame) for frame in [target.clip.anchor, *some]]
+            skeletons = []
+            for frame in [target.clip.anchor, *_shown(target.clip)]:
+                tick()
+                skeletons.append(self.decode(network, target, frame))
             drifts.append(pjdd(skeletons, 0).index)
-        return {"loss": float(np.mean(losses)) if losses else math.nan, "pjdd": float(np.nanmean(drifts))}
+        return {"loss": _mean(losses), "pjdd": _mean(drifts)}
 
     def decode(self, network, target: SkeletonTarget, frame: int):
         """Joints (J,3) and parents (J,) that a network writes for a frame, greedily."""
@@ -100,55 +118,98 @@ class SkinningStage:
 
     def __init__(self, targets: list[SkinningTarget], config: FineTuneConfig, device: str):
         self.targets, self.config, self.device = targets, config, device
-        self.priors = [
-            geometric_prior(target.points[..., :3], target.joints, target.parents, _all_valid(target), config.losses)
-            for target in targets
-        ]
 
-    def loss(self, network, target: SkinningTarget, frames, seed: int):
-        """The loss of some frames, the anchor first, and its terms."""
-        weights = frame_weights(network, target, list(frames), self.device)
-        prior = self.priors[next(k for k, one in enumerate(self.targets) if one is target)][list(frames)]
-        valid = _all_valid(target).to(self.device)
-        taught = target.weights.to(self.device)
-        return skinning_loss(weights, taught, prior.to(self.device), valid, 0, self.config.losses)
+    def loss(self, network, target: SkinningTarget, frames, seed: int, count: int = WEIGHED):
+        """The loss of some frames, the anchor first, and its terms; `seed` draws the points that it is about."""
+        chosen = torch.as_tensor(np.random.default_rng(seed).permutation(target.points.shape[1])[:count])
+        weights = frame_weights(network, target, frames, self.device, chosen)
+        valid = torch.ones(len(target.parents), dtype=torch.bool)
+        points = target.points[:, chosen, :3]
+        prior = geometric_prior(points, target.joints, target.parents, valid, self.config.losses)
+        constants = (target.weights[chosen], prior[torch.as_tensor(np.asarray(frames))], valid)
+        return skinning_loss(weights, *(value.to(self.device) for value in constants), 0, self.config.losses)
 
     @torch.no_grad()
-    def validate(self, network) -> dict:
-        """The loss on held-out frames, and how much weights change from frame to frame: means over the clips."""
+    def validate(self, network, tick=lambda: None) -> dict:
+        """The loss on held-out frames, and how much weights change from frame to frame: means over clips. tick() is
+        called often."""
         losses, errors = [], []
-        for target in self.targets:
-            held_out = np.flatnonzero(target.clip.held_out)
-            if len(held_out):
-                losses.append(float(self.loss(network, target, [target.clip.anchor, *held_out], seed=0)[0]))
-            some = np.unique(np.linspace(0, len(target.clip.vertices) - 1, DECODED).astype(int))
-            weights = frame_weights(network, target, [target.clip.anchor, *some], self.device)
+        for target in _some(self.targets, VALIDATED):
+            tick()
+            if target.clip.held_out.any():
+                frames = [target.clip.anchor, *np.flatnonzero(target.clip.held_out)]
+                losses.append(float(self.loss(network, target, frames, 0, VALIDATED_POINTS)[0]))
+            tick()
+            chosen = torch.arange(min(VALIDATED_POINTS, target.points.shape[1]))  # they are in no order
+            shown = [target.clip.anchor, *_shown(target.clip)]
+            weights = frame_weights(network, target, shown, self.device, chosen)
             errors.append(temporal_skin_error(weights.float().cpu().numpy(), 0).per_point)
-        return {"loss": float(np.mean(losses)) if losses else math.nan, "skin_error": float(np.mean(errors))}
+        return {"loss": _mean(losses), "skin_error": _mean(errors)}
 
 
-def _all_valid(target):
-    return torch.ones(len(target.parents), dtype=torch.bool)
+def _some(values: list, most: int) -> list:
+    """Up to `most` of the values, evenly spread."""
+    return [values[k] for k in np.unique(np.linspace(0, len(values) - 1, min(len(values), most)).round().astype(int))]
 
 
-def student_of(teacher: nn.Module) -> nn.Module:
-    """A copy of a network to be trained, its encoder (the modules named in `encoder_parts`) frozen."""
-    student = copy.deepcopy(teacher)
+def _shown(clip) -> list[int]:
+    """The frames, without the anchor, that a network is judged by."""
+    return _some([frame for frame in range(len(clip.vertices)) if frame != clip.anchor], DECODED)
+
+
+def _mean(values: list[float]) -> float:
+    """Of those that are numbers."""
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
+
+
+def student_of(teacher: nn.Module, config: FineTuneConfig) -> nn.Module:
+    """A copy of a network to be trained, its encoder (the modules named in `encoder_parts`) frozen.
+
+    With `config.lora` everything is frozen but the updates that are put in. What is frozen shares the teacher's memory.
+    A student of SPRig's skeleton decoder says in its own config whether it is to be decoded in many views.
+    """
+    names = [name for name, _ in teacher.named_parameters()]
+    frozen = {name for name in names if config.lora or name.split(".")[0] in teacher.encoder_parts}
+    student = _copy(teacher, frozen)
+    if hasattr(student.config, "many_views"):
+        student.config = replace(student.config, many_views=student.config.many_views and config.many_views)
+    if config.lora:
+        return with_lora(student, config.lora, config.seed)
     for name, parameter in student.named_parameters():
-        parameter.requires_grad_(name.split(".")[0] not in teacher.encoder_parts)
+        parameter.requires_grad_(name not in frozen)
     return student
+
+
+def trained(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a student that are not frozen, by name."""
+    return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+
+
+def _copy(network, shared) -> nn.Module:
+    """A copy of a network; the parameters named in `shared` are others, frozen, in the same memory."""
+    parameters = dict(network.named_parameters())
+    done = {id(parameters[name]): nn.Parameter(parameters[name].detach(), requires_grad=False) for name in shared}
+    return copy.deepcopy(network, done)
+
+
+def _copy_of_student(student) -> nn.Module:
+    return _copy(student, {name for name, _ in student.named_parameters()} - trained(student).keys())
 
 
 @dataclass
 class FineTuneState:
-    """Everything that training needs to go on after an epoch."""
+    """Everything that training needs to go on; between two steps it is whole."""
 
     student: nn.Module
     average: nn.Module
     optimiser: torch.optim.Optimizer
-    best: dict | None = None  # weights of the best average
+    half: bool = False  # matrix products in bfloat16
+    best: dict | None = None  # what is trained of the best average
     best_loss: float = math.inf
     epoch: int = 0
+    done: int = 0  # steps of this epoch
+    sums: dict = field(default_factory=dict)  # of the terms in them
     step: int = 0
     without_gain: int = 0
     history: list = field(default_factory=list)
@@ -156,12 +217,13 @@ class FineTuneState:
 
 def begin(teacher: nn.Module, config: FineTuneConfig) -> FineTuneState:
     """A state before the first epoch."""
-    student = student_of(teacher)
-    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    student = student_of(teacher, config)
     rate = config.skeleton_rate if teacher.kind == "skeleton" else config.skinning_rate
-    groups = [{"params": trained, "highest": rate}]
+    groups = [{"params": list(trained(student).values()), "highest": rate}]
     optimiser = torch.optim.AdamW(groups, lr=rate, weight_decay=config.decay, betas=(0.9, 0.98))
-    return FineTuneState(student, copy.deepcopy(student).eval(), optimiser)
+    device = next(teacher.parameters()).device.type
+    half = device == "cuda" or (device == "cpu" and half_pays())
+    return FineTuneState(student.eval(), _copy_of_student(student).eval(), optimiser, half)
 
 
 def fine_tune(
@@ -172,66 +234,98 @@ def fine_tune(
     progress=no_progress,
     state: FineTuneState | None = None,
     after_epoch: Callable[[FineTuneState], None] | None = None,
+    replay: Callable[[nn.Module, int], Tensor] | None = None,
     average_gradients: Callable[[nn.Module], None] | None = None,
     part: tuple[int, int] = (0, 1),
+    on_first: Callable[[Callable[[], dict]], dict] | None = None,
 ) -> tuple[nn.Module, list[dict]]:
     """The student, in eval mode, and the figures of every epoch, the first of them the teacher's own.
 
-    `state` goes on with an earlier run; `after_epoch` is called with the state, to save it or to show it. Of several
-    processes each takes its `part`, (which one, of how many), and `average_gradients` averages over all. `progress` may
-    raise Cancelled; the teacher is never changed.
+    `state` goes on with an earlier run; `after_epoch` is called with the state, to save it or to show it. What
+    replay(student, step) gives is added to the loss of every step. Of several processes each takes its `part`, (which
+    one, of how many), `average_gradients` averages over all, and `on_first` calls a function in the first one and gives
+    all what it returned, so that they end together. `progress` is called before every step and may raise Cancelled; the
+    state is then whole. The teacher is never changed.
     """
     state = state or begin(teacher, config)
-    device = next(teacher.parameters()).device.type
-    half = device == "cuda" or (device == "cpu" and half_pays())
+
+    def validate(network) -> dict:
+        def tick():
+            progress(min(1.0, state.epoch / config.epochs), _told(state.history, config.epochs))
+
+        return on_first(lambda: stage.validate(network, tick)) if on_first else stage.validate(network, tick)
+
     if not state.history:
-        state.history.append({"epoch": 0, **stage.validate(teacher)})
-    total = config.epochs * len(_epoch(stage, config, 0, part))
+        state.history.append({"epoch": 0, **validate(teacher)})
     while state.epoch < config.epochs and state.without_gain < config.patience:
-        sums, count = {}, 0
-        for target, frames in _epoch(stage, config, state.epoch, part):
-            progress(state.step / total, _told(state.history))
-            share = min(1.0, (state.step + 1) / config.warm_up) * 0.5 * (1 + math.cos(math.pi * state.step / total))
+        steps = _epoch(stage, config, state.epoch, part)
+        while state.done < len(steps):
+            share = (state.epoch + state.done / len(steps)) / config.epochs
+            progress(share, _told(state.history, config.epochs))
+            rise = min(1.0, (state.step + 1) / config.warm_up)
             for group in state.optimiser.param_groups:
-                group["lr"] = share * group["highest"]
-            state.student.train()
-            with torch.autocast(device, torch.bfloat16, enabled=half):
-                loss, terms = stage.loss(state.student, target, frames, seed=config.seed + 1 + state.step)
-            state.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            if average_gradients:
-                average_gradients(state.student)
-            norm = nn.utils.clip_grad_norm_(state.student.parameters(), CLIP)
-            if norm.isfinite():
-                state.optimiser.step()
-            state.step += 1
-            keep = min(config.average, state.step / (10 + state.step))
-            with torch.no_grad():
-                for mean, value in zip(state.average.parameters(), state.student.parameters(), strict=True):
-                    mean.lerp_(value, 1 - keep)
-            for name, value in terms.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
-            count += 1
-        state.epoch += 1
-        figures = stage.validate(state.average)
-        state.history.append({"epoch": state.epoch, **figures, **{name: total / count for name, total in sums.items()}})
-        if (
-            not figures["loss"] >= state.best_loss
-        ):  # nothing is held out of a very short clip: then the last one is best
+                group["lr"] = group["highest"] * rise * 0.5 * (1 + math.cos(math.pi * share))
+            _step(state, stage, *steps[state.done], config, replay, average_gradients)
+        figures = validate(state.average)
+        means = {name: float(total) / len(steps) for name, total in state.sums.items()}
+        state.epoch, state.done, state.sums = state.epoch + 1, 0, {}
+        state.history.append({"epoch": state.epoch, **figures, **means})
+        if not figures["loss"] >= state.best_loss:  # not a number where nothing is held out: then the last one is best
             state.best_loss, state.without_gain = figures["loss"], 0
-            state.best = copy.deepcopy(state.average.state_dict())
+            state.best = {name: mean.detach().clone() for name, mean in trained(state.average).items()}
         else:
             state.without_gain += 1
         if after_epoch:
             after_epoch(state)
-    progress(1.0, _told(state.history))
-    result = copy.deepcopy(teacher)
-    result.load_state_dict(state.best)
-    return result.eval(), state.history
+    progress(1.0, _told(state.history, config.epochs))
+    return student_so_far(teacher, state), state.history
+
+
+def student_so_far(teacher: nn.Module, state: FineTuneState) -> nn.Module:
+    """The best student of a state, in eval mode, a network of the teacher's own class; at first the teacher."""
+    if state.best is None:
+        return copy.deepcopy(teacher).eval()
+    result = _copy_of_student(state.average)
+    with torch.no_grad():
+        for name, parameter in trained(result).items():
+            parameter.copy_(state.best[name])
+    result = merged(result)
+    for name, parameter in teacher.named_parameters():
+        result.get_parameter(name).requires_grad_(parameter.requires_grad)
+    return result.eval()
+
+
+def _step(state: FineTuneState, stage, target, frames, config: FineTuneConfig, replay, average_gradients) -> None:
+    """One step of the student, its average, and the sums of the losses' terms."""
+    device = next(state.student.parameters()).device.type
+    with torch.autocast(device, torch.bfloat16, enabled=state.half):
+        loss, terms = stage.loss(state.student, target, frames, seed=config.seed + 1 + state.step)
+        if replay:
+            again = replay(state.student, state.step)
+            loss, terms = loss + again, {**terms, "replay": again.detach()}
+    state.optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    if average_gradients:
+        average_gradients(state.student)
+    norm = nn.utils.clip_grad_norm_(state.student.parameters(), CLIP)
+    if norm.isfinite():
+        state.optimiser.step()
+    state.step += 1
+    keep = min(config.average, state.step / (10 + state.step))
+    with torch.no_grad():
+        values = trained(state.student)
+        for name, mean in trained(state.average).items():
+            mean.lerp_(values[name], 1 - keep)
+    for name, value in terms.items():  # on their device: reading a number waits for it
+        state.sums[name] = state.sums.get(name, 0.0) + value
+    state.done += 1
 
 
 def _epoch(stage, config: FineTuneConfig, epoch: int, part: tuple[int, int]) -> list[tuple]:
-    """The steps of an epoch, (target, frames), the anchor first: every frame of every clip once, in random order."""
+    """The steps of an epoch, (target, frames), the anchor first: every frame of every clip once, in random order.
+
+    All processes have equally many; where they do not come out even, the first steps are taken twice.
+    """
     random = np.random.default_rng([config.seed, epoch])
     steps = []
     for target in stage.targets:
@@ -239,15 +333,17 @@ def _epoch(stage, config: FineTuneConfig, epoch: int, part: tuple[int, int]) -> 
         learned = random.permutation(np.setdiff1d(np.flatnonzero(~clip.held_out), [clip.anchor]))
         pieces = np.array_split(learned, max(1, -(-len(learned) // config.frames)))
         steps += [(target, [clip.anchor, *piece.tolist()]) for piece in pieces]
-    order = random.permutation(len(steps))
     which, processes = part
-    order = order[: len(order) - len(order) % processes or None]  # as many steps for all
+    order = np.resize(random.permutation(len(steps)), -(-len(steps) // processes) * processes)
     return [steps[k] for k in order[which::processes]]
 
 
-def _told(history: list[dict]) -> str:
+def _told(history: list[dict], epochs: int) -> str:
     """What the user reads while it goes on."""
+    if not history:
+        return "Trying the teacher"
     first, last = history[0], history[-1]
     name = "pjdd" if "pjdd" in first else "skin_error"
     label = {"pjdd": "joints drift", "skin_error": "weights change"}[name]
-    return f"Fine-tuning, epoch {last['epoch'] + 1}: {label} {last[name]:.3g} (at first {first[name]:.3g})"
+    now = f"Fine-tuning, epoch {min(last['epoch'] + 1, epochs)}: {label} {last[name]:.3g}"
+    return now if last is first else f"{now} (at first {first[name]:.3g})"

@@ -29,6 +29,10 @@ class MichelangeloConfig:
     decoder_layers: int = 16
     frequencies: int = 8  # 1, 2, 4, ..., without pi
 
+    def __post_init__(self):
+        if self.width % self.heads:
+            raise ValueError(f"a width of {self.width} is no multiple of {self.heads} heads")
+
 
 def to_encoder_frame(points: Tensor) -> Tensor:
     """Points (B,N,6) of the networks' frame, longest side 1, as the encoder wants them: longest side 2 * EXTENT."""

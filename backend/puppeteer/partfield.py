@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 PLANE_AXES = ((0, 1), (1, 2), (0, 2))  # (column, row) of each plane: xy, yz, xz
 POINT_CHANNELS = 8  # position, twice the position, and two the released network always saw as zero
+MOST_VOXELS = 64  # along an edge of the grid: 270 MB at the released width
 PLANE_MARGIN = 1e-5  # keeps a coordinate of 0.5 inside its plane
 
 
@@ -40,6 +41,16 @@ class PartFieldConfig:
     transformer_layers: int = 6
     sdf_channels: int = 64  # of the planes' output, unused here
     part_channels: int = 448  # the features
+
+    def __post_init__(self):
+        # What no shape of a weight shows, a file could claim at will.
+        if self.transformer_width % self.transformer_heads or self.resolution % 4:
+            raise ValueError(
+                f"{self.transformer_heads} heads for a width of {self.transformer_width}, or planes of "
+                f"{self.resolution}, no multiple of 4"
+            )
+        if self.voxels > MOST_VOXELS or self.resolution % 2 ** (self.unet_levels - 1):
+            raise ValueError(f"{self.voxels} voxels, or {self.unet_levels} levels for planes of {self.resolution}")
 
 
 # ---- points and voxels

@@ -42,6 +42,12 @@ class SkeletonConfig:
     target_table: bool = True  # the "target-aware" table; MagicArticulate has none
     encoder: MichelangeloConfig = field(default_factory=MichelangeloConfig)
 
+    def __post_init__(self):
+        if self.width % self.heads or self.tokens_per_slot not in (4, 6):
+            raise ValueError(
+                f"{self.heads} heads for a width of {self.width}, {self.tokens_per_slot} tokens for a slot"
+            )
+
 
 @dataclass(frozen=True)
 class Cache:
@@ -112,6 +118,7 @@ class PuppeteerSkeleton(nn.Module):
     """
 
     kind = "skeleton"
+    architecture = "puppeteer"
     encoder_parts = ("point_encoder",)  # modules that fine-tuning leaves as they are
     offset = 0.0  # a bin stands for its lower edge
 

@@ -160,6 +160,7 @@ class PuppeteerSkinning(nn.Module):
     """
 
     kind = "skinning"
+    architecture = "puppeteer"
     encoder_parts = ("point_encoder", "point_embed")  # modules that fine-tuning leaves as they are
 
     def __init__(self, config: SkinningConfig):

@@ -30,6 +30,7 @@ from .tokens import BOS, EOS, FIRST_BIN, VOCABULARY, decode, encode
 
 FEWEST_JOINTS = 2  # one joint alone is no bone
 ENDING = math.log(0.5)  # least log-probability of EOS
+COLDEST = 1e-9  # temperature; below it a choice is the likeliest one in double precision
 EXTREME = 1e4  # logits are clipped here, so that differences of the infinite ones are still numbers
 
 
@@ -111,16 +112,34 @@ def generate(
     for token in given:
         logits, cache = model.step(torch.full((1,), int(token), device=points.device), cache)
     if temperature > 0:
-        uniforms = torch.rand(
-            (candidates, 4 * model.most_joints + 1), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-        )
-        start, choose = candidates, _Sampling(uniforms, temperature, top_p)
+        choose = _Sampling.seeded(model, [temperature] * candidates, top_p, seed)
+        rows = torch.zeros(candidates, dtype=torch.long, device=points.device)
+        logits, cache = logits[rows], cache.select(rows)
     else:
-        start, choose = 1, _Search(max(beams, candidates))
-    rows = torch.zeros(start, dtype=torch.long, device=points.device)
-    finished = _decode(model, grammar, logits[rows], cache.select(rows), len(given), choose, progress)
+        choose = _Search(max(beams, candidates))
+    finished = _decode(model, grammar, logits, cache, len(given), choose, progress)
     finished.sort(key=lambda row: -row.log_p.mean())  # stable: equal ones stay in the order they were found
     return [_skeleton(row, given, prefix, model.offset) for row in finished[:candidates]]
+
+
+@torch.no_grad()
+def generate_each(
+    model, points, temperatures=(0.0,), *, top_p: float = 0.95, joints: int | None = None, seed: int = 0,
+    progress=no_progress,
+) -> list[list[GeneratedSkeleton]]:  # fmt: skip
+    """For each shape of points (B,N,6) one skeleton at every temperature, in that order: all of them in one batch.
+
+    Temperature 0 decodes greedily; the others draw as `generate` does. Raises SprigError for options that
+    cannot be met.
+    """
+    grammar = _grammar(model.most_joints, joints, False, 0)
+    logits, cache = model.begin(model.condition(points))
+    rows = torch.arange(len(points), device=points.device).repeat_interleave(len(temperatures))
+    choose = _Sampling.seeded(model, list(temperatures) * len(points), top_p, seed)
+    finished = _decode(model, grammar, logits[rows], cache.select(rows), 0, choose, progress)
+    finished.sort(key=lambda row: row.start)
+    found = iter([_skeleton(row, np.empty(0, np.int64), None, model.offset) for row in finished])
+    return [[next(found) for _ in temperatures] for _ in points]
 
 
 def _grammar(most_joints: int, joints: int | None, at_most: bool, given: int) -> Grammar:
@@ -137,8 +156,9 @@ def _grammar(most_joints: int, joints: int | None, at_most: bool, given: int) ->
 
 @dataclass(frozen=True, eq=False)
 class _Finished:
-    """ids (T,) that were chosen, EOS last, and their log-probabilities (T,)."""
+    """ids (T,) that were chosen, EOS last, and their log-probabilities (T,); start: the row that it began in."""
 
+    start: int
     ids: np.ndarray
     log_p: np.ndarray
     cut: bool
@@ -151,6 +171,7 @@ def _decode(model, grammar: Grammar, logits, cache, place: int, choose, progress
     """
     device = logits.device
     finished: list[_Finished] = []
+    start = torch.arange(len(logits))
     ids = torch.empty((len(logits), 0), dtype=torch.long)
     scores = torch.empty((len(logits), 0), dtype=torch.float64)
     while True:
@@ -161,18 +182,20 @@ def _decode(model, grammar: Grammar, logits, cache, place: int, choose, progress
             raise SprigError("The skeleton network gives values that are not numbers; use another checkpoint.")
         logits = logits.clamp(-EXTREME, EXTREME)
         log_p = _masked(logits, grammar.allowed(place))
-        rows, tokens = choose(log_p, scores.sum(1), place, len(finished))
+        rows, tokens = choose(log_p, scores.sum(1), place, start, len(finished))
         ended = tokens == EOS
         cut = _would_go_on(logits, grammar, place)
         ids = torch.cat([ids[rows], tokens[:, None]], dim=1)
         scores = torch.cat([scores[rows], log_p[rows, tokens][:, None]], dim=1)
+        start = start[rows]
         finished += [
-            _Finished(ids[row].numpy(), scores[row].numpy(), bool(cut[rows[row]])) for row in ended.nonzero()[:, 0]
+            _Finished(int(start[row]), ids[row].numpy(), scores[row].numpy(), bool(cut[rows[row]]))
+            for row in ended.nonzero()[:, 0]
         ]
         if ended.all():
             progress(1.0, "Skeleton placed")
             return finished
-        rows, ids, scores = rows[~ended], ids[~ended], scores[~ended]
+        rows, start, ids, scores = rows[~ended], start[~ended], ids[~ended], scores[~ended]
         if not torch.equal(rows, torch.arange(len(logits))):
             cache = cache.select(rows.to(device))
         logits, cache = model.step(ids[:, -1].to(device), cache)
@@ -201,7 +224,7 @@ class _Search:
 
     width: int
 
-    def __call__(self, log_p, totals, place, finished):
+    def __call__(self, log_p, totals, place, start, finished):
         """Rows (R',) to go on with and their tokens (R',); totals (R,) are the rows' log-probabilities so far."""
         if place % 4 == 0:
             unlikely = torch.zeros_like(log_p, dtype=torch.bool)
@@ -216,32 +239,41 @@ class _Search:
 class _Sampling:
     """One draw for every row from the likeliest tokens that hold `top_p` (Holtzman et al. 2020).
 
-    By the inverse of the cumulative distribution, at numbers (candidates, tokens) that are drawn beforehand. Rows that
-    end leave theirs to later rows, so nothing a later candidate does changes an earlier one.
+    By the inverse of the cumulative distribution, at uniforms (starts, tokens) that are drawn beforehand, so no row
+    changes another one. temperatures (starts,); 0 takes the likeliest token.
     """
 
     uniforms: torch.Tensor
-    temperature: float
+    temperatures: torch.Tensor
     top_p: float
 
-    def __call__(self, log_p, totals, place, finished):
+    @classmethod
+    def seeded(cls, model, temperatures: list[float], top_p: float, seed: int) -> _Sampling:
+        generator = torch.Generator().manual_seed(seed)
+        size = (len(temperatures), 4 * model.most_joints + 1)
+        uniforms = torch.rand(size, generator=generator, dtype=torch.float64)
+        return cls(uniforms, torch.tensor(temperatures, dtype=torch.float64).clamp_min(COLDEST), top_p)
+
+    def __call__(self, log_p, totals, place, start, finished):
         """All rows (R,) and their tokens (R,)."""
-        p = self._tempered(log_p)
+        temperature = self.temperatures[start, None]
+        p = _tempered(log_p, temperature)
         if place % 4 == 0:  # to end or to go on is a choice of its own
             onward = log_p.index_fill(1, torch.tensor([EOS]), -torch.inf)
-            end = self._tempered(torch.stack([log_p[:, EOS], onward.logsumexp(1)], dim=1))
-            p = end[:, 1:] * self._tempered(onward).nan_to_num(0.0)  # not a number at the limit, where all else is -inf
+            end = _tempered(torch.stack([log_p[:, EOS], onward.logsumexp(1)], dim=1), temperature)
+            p = end[:, 1:] * _tempered(onward, temperature).nan_to_num(0.0)  # nan at the limit, where all else is -inf
             p[:, EOS] = end[:, 0]
         p, token = p.sort(dim=1, descending=True, stable=True)
         p = torch.where(p.cumsum(1) - p < self.top_p, p, 0.0)
         cumulative = p.cumsum(1)
-        drawn = self.uniforms[: len(log_p), place, None] * cumulative[:, -1:]
+        drawn = self.uniforms[start, place, None] * cumulative[:, -1:]
         drawn = torch.searchsorted(cumulative, drawn, right=True).clamp_max((p > 0).sum(1, keepdim=True) - 1)
         return torch.arange(len(log_p)), token.gather(1, drawn)[:, 0]
 
-    def _tempered(self, log_p):
-        log_p = log_p - log_p.amax(1, keepdim=True)  # before the division: the best stays at zero for any temperature
-        return (log_p / self.temperature).softmax(1)
+
+def _tempered(log_p, temperature):
+    log_p = log_p - log_p.amax(1, keepdim=True)  # before the division: the best stays at zero for any temperature
+    return (log_p / temperature).softmax(1)
 
 
 # ---- from tokens to a skeleton

@@ -48,6 +48,7 @@ class SkeletonConfig:
     joint_frequencies: int = 7  # of joints: the finest wave is 4 bins long
     dropout: float = 0.0  # on what each block adds, in training; for runs that see their characters very often
     most_joints: int = MOST_JOINTS
+    many_views: bool = True  # decode it by `consensus`; not so a student, which knows its sequence in one view only
 
     def __post_init__(self):
         if self.width % (4 * self.heads):

@@ -9,11 +9,13 @@ import bpy
 import numpy as np
 import pytest
 
+from sprig.backend.checkpoint import kinds_in
 from sprig.backend.formats import read_sequence_file
 from sprig.sprig_blender import cli
 from sprig.sprig_blender.write_armature import evaluated_positions
 
 from ..command_line import listing, one_line, start
+from ..small_networks import small_networks
 from .rigs import mesh_object, tube
 from .scene_files import FORMATS, KNOWS_USD_RATE, export, has
 
@@ -143,6 +145,20 @@ def test_as_blenders_own_command(extension, clip, tmp_path, capfd):
     assert "nothing.npz" in one_line(capfd.readouterr().err)
     assert extension.__name__ in bpy.context.preferences.addons
     assert hasattr(bpy.types, "SPRIG_OT_auto_rig_sequence")
+
+
+def test_fine_tuning_on_a_scene(tmp_path):
+    """The floor is no part of the character here either."""
+    bending_tube(frames=range(1, 5))
+    floor()
+    source = export(tmp_path / "scene.glb")
+    out, told = tmp_path / "student.safetensors", tmp_path / "student.json"
+    networks = [f"--{name.replace('_', '-')}={file}" for name, file in small_networks(tmp_path).items()]
+    arguments = ["finetune", str(source), "-o", str(out), "-q", "--epochs", "1", "--report", str(told), *networks]
+    assert cli.main(arguments) == 0
+    report = json.loads(told.read_text())
+    assert (report["object"], report["frames"]) == ("body", 4) and kinds_in(out) == ("skeleton", "skinning")
+    assert any("floor" in warning for warning in report["warnings"])
 
 
 def test_capital_suffixes(clip, tmp_path):

@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import shutil
 import tempfile
 import threading
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import bpy
 import numpy as np
 import pytest
 
+from sprig.backend.checkpoint import read_provenance
 from sprig.backend.pipeline import RigOptions
 
 from ..small_networks import small_networks
@@ -110,7 +112,7 @@ def addon(extension):
     scene.frame_start, scene.frame_end = FRAMES[0], FRAMES[-1]
     scene.frame_set(3, subframe=0.25)
     scene.sprig.joints_mode, scene.sprig.joints = "NUMBER", 2
-    names = ("auto_rig", "dependencies", "jobs", "problems", "write_armature")
+    names = ("auto_rig", "dependencies", "finetune", "jobs", "problems", "students", "write_armature")
     modules = {name: importlib.import_module(f"{extension.__name__}.sprig_blender.{name}") for name in names}
     return SimpleNamespace(errors=importlib.import_module(f"{extension.__name__}.backend.errors"), **modules)
 
@@ -257,6 +259,148 @@ def test_networks_rig_what_moves_and_what_does_not(source, addon, tmp_path):
 def test_going_to_the_worst_frame(addon):
     assert bpy.ops.sprig.go_to_frame(frame=5) == {"FINISHED"}
     assert bpy.context.scene.frame_current == 5
+
+
+# ---- fine-tuning
+
+
+@pytest.fixture
+def learned(addon, tmp_path):
+    """The learned skeleton from small networks, one epoch, and no student yet."""
+    settings = bpy.context.scene.sprig
+    settings.skeleton, settings.finetune_epochs = "learned", 1
+    for name, file in small_networks(tmp_path).items():
+        setattr(settings, name, file)
+    folder = addon.students.students_folder()
+    assert folder.parent == addon.dependencies.own_folder().parent and not folder.exists()
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def fine_tune(*things):
+    """Press the button on these; returns the name of the student."""
+    select(*things)
+    assert bpy.ops.sprig.finetune_sequence() == {"FINISHED"}
+    (name,) = {thing.sprig.student for thing in things}
+    return name
+
+
+def bones(armature):
+    return [(bone.name, *bone.head_local, *bone.tail_local) for bone in armature.data.bones]
+
+
+def test_auto_rig_uses_what_was_fine_tuned(addon, learned):
+    body = by_shape_keys()
+    settings = bpy.context.scene.sprig
+    of_teacher = bones(rig(body))
+    body.hide_set(False)
+    select(body)
+    before = scene_state()
+    student = learned / fine_tune(body)
+    assert scene_state() == before  # but for the mesh's own note nothing was changed
+    assert [path.name for path in learned.iterdir()] == [student.name]
+    assert read_provenance(student)["finetuned"]["skeleton"]["epochs"] == 1
+    assert addon.students.student_of([body]) == student
+
+    armature = rig(body)
+    of_student = bones(armature)
+    assert of_student != of_teacher and "fine-tuned" not in armature.sprig.warnings
+    files = settings.checkpoint_skeleton, settings.checkpoint_skinning
+    body.sprig.student = ""
+    settings.checkpoint_skeleton = settings.checkpoint_skinning = str(student)
+    assert bones(rig(body)) == of_student
+    settings.checkpoint_skeleton, settings.checkpoint_skinning = files
+
+    body.sprig.student = student.name
+    settings.skeleton, settings.joints_mode = "motion", "NUMBER"
+    assert "fine-tuned" not in rig(body).sprig.warnings  # the motion has nothing to do with it
+    settings.skeleton = "learned"
+
+    select(body)
+    assert bpy.ops.sprig.forget_student() == {"FINISHED"}
+    assert body.sprig.student == "" and not student.exists() and not bpy.ops.sprig.forget_student.poll()
+    assert bones(rig(body)) == of_teacher
+
+
+def test_a_student_of_something_else_is_not_used(addon, learned):
+    body = by_shape_keys()
+    settings = bpy.context.scene.sprig
+    student = learned / fine_tune(body)
+
+    bpy.context.scene.frame_end = 5
+    armature = rig(body)
+    assert "The frames are not those that the networks were fine-tuned on" in armature.sprig.warnings
+    bpy.context.scene.frame_end = FRAMES[-1]
+    teacher, settings.checkpoint_skinning = settings.checkpoint_skinning, str(student)
+    assert "These are not the networks that were fine-tuned" in rig(body).sprig.warnings
+    settings.checkpoint_skinning = teacher
+    assert "fine-tun" not in rig(body).sprig.warnings
+    student.write_bytes(student.read_bytes()[:1000])
+    assert "cannot be read" in rig(body).sprig.warnings
+    student.unlink()
+    assert "fine-tun" not in rig(body).sprig.warnings  # as in a scene that comes from another computer
+
+
+def test_several_meshes_share_a_student(addon, learned):
+    one, two = by_shape_keys("One"), by_shape_keys("Two")
+    two.location.x = 1
+    student = learned / fine_tune(one, two)
+    assert addon.students.student_of([one, two]) == student
+    assert addon.students.student_of([]) is None
+    two.sprig.student = "another"
+    assert addon.students.student_of([one, two]) is None
+
+
+def test_a_scene_cannot_name_files_of_ours(addon, learned, tmp_path):
+    """What a mesh says of its student may come from anywhere."""
+    victim = tmp_path / "precious.safetensors"
+    victim.write_bytes(b"precious")
+    body = by_shape_keys()
+    for name in (str(victim), "../precious.safetensors", f"{'0' * 16}-{'0' * 16}.safetensors/../../x"):
+        body.sprig.student = name
+        assert addon.students.student_of([body]) is None
+        select(body)
+        assert bpy.ops.sprig.forget_student() == {"FINISHED"}
+    assert victim.read_bytes() == b"precious" and body.sprig.student == ""
+
+
+@pytest.mark.parametrize("phase", ["reading", "learning"])
+@pytest.mark.parametrize("how", ["cancelled", "abandoned"])
+def test_stopped_fine_tuning_keeps_the_teacher(addon, learned, phase, how):
+    bpy.context.scene.sprig.finetune_epochs = 50
+    body = by_shape_keys()
+    select(body)
+    before = scene_state()
+    cancel = threading.Event()
+    steps = addon.finetune.steps(bpy.context, cancel, patience=0.01)
+    wanted = {"reading": PHASES["reading"], "learning": lambda step: step.text.startswith("Epoch 2: PJDD")}
+    advance(steps, wanted[phase])
+    if how == "cancelled":
+        cancel.set()
+        with pytest.raises(addon.errors.Cancelled):
+            advance(steps, lambda step: False)
+    else:
+        steps.close()
+    assert scene_state() == before and body.sprig.student == "" and not learned.exists()
+    assert not [thread for thread in threading.enumerate() if thread.name == "SPRig"]
+
+
+def test_refused_fine_tuning(addon, learned):
+    def refused_with(*things):
+        select(*things)
+        with pytest.raises(RuntimeError) as error:
+            bpy.ops.sprig.finetune_sequence()
+        return str(error.value)
+
+    assert "Select one or several animated meshes" in refused_with()
+    assert "neither moves nor changes shape" in refused_with(mesh_object(*tube(rings=24), "Still"))
+    body = by_shape_keys()
+    bpy.context.scene.frame_end = 1
+    assert "This is a single frame" in refused_with(body)
+    bpy.context.scene.frame_end = FRAMES[-1]
+    bpy.context.scene.sprig.checkpoint_skinning = "/nowhere/skinning.safetensors"
+    assert "skinning.safetensors" in refused_with(body)
+    assert body.sprig.student == "" and not learned.exists()
 
 
 # ---- what is refused
