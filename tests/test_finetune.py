@@ -34,7 +34,7 @@ from .test_puppeteer import TINY_SKELETON, TINY_SKINNING, network
 
 CPU = loop.Place(torch.device("cpu"), 0, 1, False)
 REPLAY_FROM = Namespace(
-    bank=[], synthetic=1.0, machines=0.0, people=0.0, augment=[], licence=None, seed=0, threads=1, device="cpu"
+    bank=[], synthetic=1.0, made=4, machines=0.0, people=0.0, augment=[], licence=None, seed=0, threads=1, device="cpu"
 )
 
 
@@ -218,7 +218,7 @@ def test_networks_of_puppeteers_architecture_learn(rank, short):
 
 
 def replay_of(teachers, share):
-    source = loop.Source(REPLAY_FROM, CPU, heat=True, made=4)
+    source = loop.Source(REPLAY_FROM, CPU, heat=True)
     return finetune.Replay(source, teachers, CPU, share, seed=0)
 
 

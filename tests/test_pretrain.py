@@ -253,7 +253,7 @@ def test_every_parameter_has_one_optimiser():
 
 
 def run(module, folder, *more, **settings):
-    command = [sys.executable, "-m", f"sprig.training.{module}", str(folder), "--synthetic", "1", *more]
+    command = [sys.executable, "-m", f"sprig.training.{module}", str(folder), "--synthetic", "1", "--made", "16", *more]
     return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **settings)
 
 
@@ -290,8 +290,8 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(kind, tmp_path):
 def test_two_processes_learn_one_network(tmp_path):
     """torchrun: both add their gradients, and the first one writes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    command += ["sprig.training.pretrain_skinning", str(tmp_path / "run"), "--synthetic", "1", "--batch", "1"]
-    command += ["--points", "128", "--device", "cpu", "--threads", "1", "--minutes", "0.03"]
+    command += ["sprig.training.pretrain_skinning", str(tmp_path / "run"), "--synthetic", "1", "--made", "16"]
+    command += ["--batch", "1", "--points", "128", "--device", "cpu", "--threads", "1", "--minutes", "0.03"]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=240, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )

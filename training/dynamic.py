@@ -19,8 +19,8 @@ Choices that a reader would question:
   clips that are learned from hold out every eighth.
 * The student is taught what the teacher writes for the anchor greedily, as in the paper, and not what is made of
   several views (`consensus`): so fidelity is that of the figures' own skeletons.
-* Skin weights of all frames, the teacher's and the student's, are for one skeleton, the one that was taught, carried
-  along by the motion fit as in fine-tuning (`skinning_target`): so the error is the skinning network's alone.
+* Skin weights of all frames, the teacher's and the student's, are for one skeleton, the teacher's best of the anchor
+  (`find_skeleton`), carried along by the motion fit as in fine-tuning: so the error is the skinning network's alone.
 * LBS RMSE is that of the rig that each pair gives the anchor, with the same greedy skeleton, poses solved.
 * Other clips of a character have an anchor of their own, and 24 of their frames are measured.
 * Relatives (protocol c) are told as in the rig bank: most joint names in common, or the same triangles. The same
@@ -380,7 +380,7 @@ def replay_of(options, teacher: Networks):
     bank = ["--bank", str(options.bank)] if options.bank else []
     asked = finetune.arguments().parse_args(["none", *bank, "--seed", str(options.seed)])
     place = loop.Place(torch.device(teacher.device), 0, 1, False)
-    source = loop.Source(asked, place, heat=True, made=finetune.MADE)
+    source = loop.Source(asked, place, heat=True)
     return finetune.Replay(source, teacher, place, options.replay, options.seed)
 
 
@@ -565,9 +565,10 @@ def compare(subject: Subject, teacher: Networks, students: dict[Variant, Network
     if not students:
         return {}
     clip = subject.clip
-    taught, target = skeleton_target(clip, teacher, greedy=True), None
-    joints, parents = taught.joints.numpy(), taught.parents.numpy()
+    target = None
     if any("skinning" in variant.stages for variant in students):
+        rig = skeleton_target(clip, teacher)
+        joints, parents = rig.joints.numpy(), rig.parents.numpy()
         target = skinning_target(clip, joints, parents, teacher, points=SKINNING_POINTS, seed=options.seed + 1)
     before = observe(subject, teacher, target)
     found = {}
@@ -653,7 +654,7 @@ def geometric_mean(values) -> float | None:
 
 def dump(path: Path, subject: Subject, teacher: Outcome, student: Outcome) -> None:
     """One clip as .npz: *_joints (F,Jmax,3) in the cube, NaN beyond *_count (F,), *_parents (F,Jmax), -1 there;
-    unseen (F,), anchor_frame; *_weights (F,N,J) of the tracked points, both for the joints that were taught."""
+    unseen (F,), anchor_frame; *_weights (F,N,J) of the tracked points, for the skeleton that both networks get."""
     most = max(len(parents) for outcome in (teacher, student) for _, parents in outcome.skeletons)
     arrays = {"unseen": subject.unseen, "anchor_frame": np.int64(subject.clip.anchor)}
     for who, outcome in zip(WHO, (teacher, student), strict=True):

@@ -98,7 +98,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--lora", type=int, default=default.lora, metavar="RANK", help="of updates; 0: all weights")
     parser.add_argument("--replay", type=float, default=5.0, metavar="SHARE", help="weight of replay; 0: none")
     parser.add_argument("--bank-clips", type=int, default=0, metavar="N", help="characters of the banks as sequences")
-    loop.data_arguments(parser)
+    loop.data_arguments(parser, made=MADE)
     return parser
 
 
@@ -188,11 +188,12 @@ class Taught:
 
 
 def teach(clip: Clip, networks: Networks, stages, seed: int = 0, progress=no_progress) -> Taught:
-    """Rig the anchor, greedily. Raises SprigError where that is impossible."""
-    skeleton = skeleton_target(clip, networks, greedy=True, progress=progress)
-    targets = {"skeleton": skeleton}
+    """Rig the anchor: greedily for the skeleton decoder, which is to write just that in every frame; as well as the
+    teacher can for the skinning network. Raises SprigError where that is impossible."""
+    targets = {"skeleton": skeleton_target(clip, networks, greedy=True, progress=progress)}
     if "skinning" in stages:
-        joints, parents = skeleton.joints.numpy(), skeleton.parents.numpy()
+        rig = skeleton_target(clip, networks, progress=progress)
+        joints, parents = rig.joints.numpy(), rig.parents.numpy()
         targets["skinning"] = skinning_target(clip, joints, parents, networks, seed=seed, progress=progress)
     return Taught(clip, targets)
 
@@ -473,8 +474,6 @@ def main(command: list[str] | None = None) -> None:
         seed=options.seed,
     )
     has_state = (folder / loop.STATE).is_file()
-    if has_state and not options.resume:
-        raise SprigError(f"There is a run in {folder} already; go on with --resume, or name another folder.")
     if options.resume and not (folder / TARGETS).is_dir():
         raise SprigError(f"There is no run to resume in {folder}; leave --resume away to start one.")
     teachers = load_networks(options.skeleton, options.skinning, place.device.type)
@@ -497,7 +496,7 @@ def main(command: list[str] | None = None) -> None:
         raise SprigError("There is nothing left to fine-tune on; give sequences that can be read, or --bank-clips.")
     source, replay = None, lambda kind: None
     if options.replay > 0 or options.bank:  # a bank also says what becomes of static quality
-        source = loop.Source(options, place, heat="skinning" in stages, made=MADE)
+        source = loop.Source(options, place, heat="skinning" in stages)
     if options.replay > 0:
         replay = Replay(source, teachers, place, options.replay, options.seed)
     replayed = source.counts if options.replay > 0 else "nothing"

@@ -79,12 +79,13 @@ def run_arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def data_arguments(parser: argparse.ArgumentParser) -> None:
+def data_arguments(parser: argparse.ArgumentParser, made: int = SYNTHETIC) -> None:
     """The options of a `Source`."""
     parser.add_argument(
         "--bank", type=Path, action="append", default=[], help="folder of rigged characters; repeatable"
     )
     parser.add_argument("--synthetic", type=float, default=0.3, help="share of characters that are made on the spot")
+    parser.add_argument("--made", type=int, default=made, help="how many different ones are made")
     parser.add_argument("--machines", type=float, default=0.15, help="share of machines and accessories among the rest")
     parser.add_argument("--people", type=float, default=0.4, help="share of bipeds among what is left then")
     parser.add_argument(
@@ -161,7 +162,12 @@ class Place:
 
 
 def settle(options: argparse.Namespace) -> Place:
-    """Join the other processes where torchrun started several, seed torch, and choose device and precision."""
+    """Join the other processes where torchrun started several, seed torch, and choose device and precision.
+
+    Raises SprigError for a folder with a run that is not to be resumed, before anything long begins.
+    """
+    if (options.output / STATE).exists() and not options.resume:
+        raise SprigError(f"There is a run in {options.output} already; go on with --resume, or name another folder.")
     processes, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -182,11 +188,10 @@ class Source:
 
     Banks stay apart, so that one with large meshes does not fill up the others' to its size.
 
-    `held_out`: a store for each character of the validation list, which is never drawn from. `made`: so many different
-    creatures.
+    `held_out`: a store for each character of the validation list, which is never drawn from.
     """
 
-    def __init__(self, options: argparse.Namespace, place: Place, heat: bool = False, made: int = SYNTHETIC):
+    def __init__(self, options: argparse.Namespace, place: Place, heat: bool = False):
         never = validation_rigs()
         kinds = {"people": [], "animals": [], "machines": [], "synthetic": []}  # of lists, one for each bank
         self.held_out = []
@@ -198,7 +203,7 @@ class Source:
             kinds["machines"].append([one for one in wanted if one.category in MACHINES])
             kinds["animals"].append([one for one in wanted if one.category not in PEOPLE + MACHINES])
         if options.synthetic > 0:
-            kinds["synthetic"].append([creature(seed) for seed in range(made)])
+            kinds["synthetic"].append([creature(seed) for seed in range(options.made)])
         self.counts = {kind: sum(map(len, groups)) for kind, groups in kinds.items()}
         if not any(self.counts.values()):
             raise SprigError("There is nothing to learn from; give a --bank, or a --synthetic share above 0.")
@@ -324,8 +329,6 @@ def train(options, place: Place, source: Source, network: nn.Module, step, valid
             source.generator.manual_seed(hash((options.seed, place.rank, state["done"]["drawn"])))
         torch.set_rng_state(state["random"].cpu())
         done = state["done"]
-    elif (folder / STATE).exists():
-        raise SprigError(f"There is a run in {folder} already; go on with --resume, or name another folder.")
     if place.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         size = sum(parameter.numel() for parameter in network.parameters())
