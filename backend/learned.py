@@ -184,11 +184,13 @@ def weigh(vertices, faces, joints, parents, networks: Networks, *, influences: i
         torch.as_tensor(parents, dtype=torch.long, device=networks.device)[None],
         torch.ones((1, len(parents)), dtype=torch.bool, device=networks.device),
     ]
-    if "skinning" not in networks.released:  # Puppeteer's finds everything by itself
+    network = networks.skinning  # Puppeteer's finds everything by itself
+    if "skinning" not in networks.released:
         heat = samples.blend(heat_features(inside, faces, cube.to_cube(joints), parents), faces)
         seen.append(torch.as_tensor(heat, device=networks.device)[None])
+        network = networks.skinning.predict
     with torch.no_grad(), _precision(networks, "skinning"):
-        weights = networks.skinning(*seen)[0]
+        weights = network(*seen)[0]
     mesh_edges = edges(faces)
     label = islands(len(inside), mesh_edges)
     corner = samples.nearest_corner(faces)

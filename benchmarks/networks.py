@@ -83,10 +83,10 @@ def measure(name: str, kind: str, device: str) -> dict:
 
         def weigh():
             given = [points, joints, parents, valid]
-            if name == "compact":
-                heat = heat_features(vertices, faces, joints[0].cpu().numpy(), parents[0].cpu().numpy())
-                given.append(torch.as_tensor(samples.blend(heat, faces), device=device)[None])
-            return network(*given)
+            if name != "compact":
+                return network(*given)
+            heat = heat_features(vertices, faces, joints[0].cpu().numpy(), parents[0].cpu().numpy())
+            return network.predict(*given, torch.as_tensor(samples.blend(heat, faces), device=device)[None])
 
         whole = seconds(weigh, device)
     found["seconds"] = whole

@@ -425,4 +425,52 @@ def install(stage):
     return figures
 
 
-SCENARIOS = {function.__name__: function for function in (panel, cancel, meanwhile, trouble, install)}
+def finetune(stage):
+    """*Fine-tune on Sequence*: cancelled it changes nothing, done it is what the rig is made with, then forgotten."""
+    stage.enable()
+    bar = stage.add_bar()
+    gui.maximize()
+    settings = bpy.context.scene.sprig
+    settings.joints_mode, settings.skeleton, settings.finetune_epochs = "AUTO", "learned", 1
+    settings.range_mode, settings.frame_start, settings.frame_end, settings.frame_step = "CUSTOM", 1, 20, 4
+    yield seconds(0.5)
+    yield stage.look()
+    yield seconds(0.5)
+    gui.shot(str(stage.scratch / "offered.png"))
+    before = stage.scene_print()
+    figures = {}
+
+    def press():
+        window, area, region, _space = gui.view3d()
+        with bpy.context.temp_override(window=window, area=area, region=region):
+            assert bpy.ops.sprig.finetune_sequence("INVOKE_DEFAULT") == {"RUNNING_MODAL"}
+
+    press()
+    yield lambda: stage.running() is None or "PJDD" in stage.running().step.text
+    assert stage.running(), stage.problem()
+    figures["told"] = stage.running().step.text
+    gui.shot(str(stage.scratch / "learning.png"))
+    stage.key("ESC")
+    yield lambda: stage.running() is None
+    figures["cancelled"] = [bar.sprig.student, stage.scene_print() == before, stage.problem()]
+
+    press()
+    yield lambda: stage.running() is None
+    assert stage.problem() is None, stage.problem()
+    figures["student"] = bar.sprig.student
+    yield seconds(1)
+    gui.shot(str(stage.scratch / "learned.png"))
+
+    stage.press_the_button()
+    yield lambda: stage.running() is None
+    assert stage.problem() is None, stage.problem()
+    armature = bpy.context.view_layer.objects.active
+    figures["joints"], figures["warnings"] = armature.sprig.joints, armature.sprig.warnings
+    yield seconds(1)
+    gui.shot(str(stage.scratch / "rigged.png"))
+    bpy.ops.sprig.forget_student()
+    figures["forgotten"] = bar.sprig.student
+    return figures
+
+
+SCENARIOS = {function.__name__: function for function in (panel, cancel, meanwhile, trouble, install, finetune)}

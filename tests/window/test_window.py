@@ -123,6 +123,15 @@ def test_trouble(play):
     assert result["dismissed"]
 
 
+def test_fine_tuning(play):
+    result, pictures = play("finetune")
+    assert "PJDD" in result["told"] and result["cancelled"] == ["", True, None]
+    assert result["student"].endswith(".safetensors") and result["joints"] >= 2 and result["forgotten"] == ""
+    assert "fine-tuned" not in result["warnings"]  # the student fits the sequence
+    for name in ("offered.png", "learning.png", "learned.png", "rigged.png"):
+        assert (pictures / name).stat().st_size > 10_000, name
+
+
 def test_install(play, wheels):
     result, _pictures = play("install")
     assert result.pop("offline").startswith("Blender may not use the network; allow Online Access")
