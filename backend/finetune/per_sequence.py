@@ -131,12 +131,10 @@ def _check(clip):
 
 def _student(teacher, stage, config, progress):
     """The student and the figures of every epoch."""
-    state, reached = begin(teacher, config), 0.0
+    state = begin(teacher, config)
 
     def tell(share, _text):
-        nonlocal reached
-        reached = max(reached, share)  # a validation is told as the beginning of its epoch
-        progress(reached, _told(stage.kind, state.history, reached))
+        progress(share, _told(stage.kind, state.history, share))
 
     return fine_tune(teacher, stage, config, state=state, progress=tell)
 

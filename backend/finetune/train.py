@@ -248,10 +248,11 @@ def fine_tune(
     state is then whole. The teacher is never changed.
     """
     state = state or begin(teacher, config)
+    share = state.epoch / config.epochs
 
     def validate(network) -> dict:
         def tick():
-            progress(min(1.0, state.epoch / config.epochs), _told(state.history, config.epochs))
+            progress(share, _told(state.history, config.epochs))
 
         return on_first(lambda: stage.validate(network, tick)) if on_first else stage.validate(network, tick)
 
@@ -260,12 +261,13 @@ def fine_tune(
     while state.epoch < config.epochs and state.without_gain < config.patience:
         steps = _epoch(stage, config, state.epoch, part)
         while state.done < len(steps):
-            share = (state.epoch + state.done / len(steps)) / config.epochs
+            share = (state.epoch + state.done / (len(steps) + 1)) / config.epochs  # validation counts as a step
             progress(share, _told(state.history, config.epochs))
             rise = min(1.0, (state.step + 1) / config.warm_up)
             for group in state.optimiser.param_groups:
                 group["lr"] = group["highest"] * rise * 0.5 * (1 + math.cos(math.pi * share))
             _step(state, stage, *steps[state.done], config, replay, average_gradients)
+        share = (state.epoch + len(steps) / (len(steps) + 1)) / config.epochs
         figures = validate(state.average)
         means = {name: float(total) / len(steps) for name, total in state.sums.items()}
         state.epoch, state.done, state.sums = state.epoch + 1, 0, {}
