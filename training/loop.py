@@ -156,7 +156,8 @@ class Place:
             distributed.barrier()
 
     def leave(self) -> None:
-        """At the end of the run."""
+        """At the end of the run, together: a process whose peers have gone may abort."""
+        self.wait()
         if self.processes > 1:
             distributed.destroy_process_group()
 
