@@ -22,6 +22,14 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
+def network_files(tmp_path_factory) -> dict[str, str]:
+    """Files of two small untrained networks, as the options of RigOptions that name them."""
+    from .small_networks import small_networks  # loads torch
+
+    return small_networks(tmp_path_factory.mktemp("networks"))
+
+
+@pytest.fixture(scope="session")
 def extension_zip(tmp_path_factory) -> Path:
     """The extension as `make zip` builds it, with Blender's own builder from the bpy wheel."""
     if importlib.util.find_spec("bpy") is None:

@@ -36,13 +36,17 @@ SKINNING = skinning.SkinningConfig(
 
 def small_puppeteer(kind: str, seed: int = 0, **changes):
     """The "skeleton" network, of at most 12 joints, or the "skinning" network; `changes` of its config."""
-    torch.manual_seed(seed)
     if kind == "skeleton":
-        network = skeleton.PuppeteerSkeleton(replace(SKELETON, **changes))
-    else:
-        network = skinning.PuppeteerSkinning(replace(SKINNING, **changes))
+        return network(skeleton.PuppeteerSkeleton, replace(SKELETON, **changes), seed)
+    return network(skinning.PuppeteerSkinning, replace(SKINNING, **changes), seed)
+
+
+def network(network_class, config, seed: int = 0):
+    """A network whose weights are spread enough that a missing term shows."""
+    torch.manual_seed(seed)
+    made = network_class(config)
     with torch.no_grad():
-        for name, parameter in network.named_parameters():
+        for name, parameter in made.named_parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=1.0 if "embed" in name else 2 / parameter[0].numel() ** 0.5)
-    return network.eval()
+    return made.eval()

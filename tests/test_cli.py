@@ -27,7 +27,6 @@ from sprig.sprig_blender.students import students_folder
 
 from .command_line import COMMAND, OUTSIDE, listing, one_line, start
 from .small_files import WRITERS, write_clip
-from .small_networks import small_networks
 
 RIG_SHAPES = {  # DESIGN 5; V, J, F, M as letters
     "rest_vertices": ("V", 3), "faces": ("M", 3), "joint_names": ("J",), "parents": ("J",), "joints_rest": ("J", 3),
@@ -161,10 +160,9 @@ def test_an_existing_file_is_replaced_only_by_a_finished_one(bar, tmp_path, caps
 
 
 @pytest.fixture(scope="module")
-def networks(tmp_path_factory):
+def networks(network_files):
     """The options that name two small networks."""
-    files = small_networks(tmp_path_factory.mktemp("networks"))
-    return [f"--{name.replace('_', '-')}={file}" for name, file in files.items()]
+    return [f"--{name.replace('_', '-')}={file}" for name, file in network_files.items()]
 
 
 @pytest.fixture
@@ -518,7 +516,6 @@ BAD_OPTIONS = {
     "--finetune 3 --checkpoint-skeleton a.safetensors": "a.safetensors is no file",
     "--checkpoint-skeleton a.safetensors": "--skeleton learned",
     "--skeleton learned --checkpoint-skinning a.safetensors": "a.safetensors is no file",
-    "--same-character": "--same-character is not part",
     "--join 3": "--join",  # no abbreviations: what they mean would change with new options
     "--report bar.npz": "the input",
     "--report out/rig.npz": "the output",

@@ -18,7 +18,6 @@ from sprig.training import dynamic, evaluate, rigbank
 
 from .creatures import chain
 from .small_banks import write_bank
-from .small_networks import small_networks
 from .test_evaluate import tube_character
 
 PER_NETWORK = (
@@ -30,13 +29,8 @@ ARRAYS = {f"{who}_{what}" for who in ("teacher", "student") for what in ("joints
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return small_networks(tmp_path_factory.mktemp("networks"))
-
-
-@pytest.fixture(scope="module")
-def networks(files):
-    return load_networks(*files.values())
+def networks(network_files):
+    return load_networks(*network_files.values())
 
 
 @pytest.fixture(autouse=True)
@@ -260,9 +254,10 @@ def run(arguments, capsys):
     return out, json.loads(out.splitlines()[-1])
 
 
-def given(files, folders):
-    return ["--skeleton", files["checkpoint_skeleton"], "--skinning", files["checkpoint_skinning"], "--device", "cpu",
-            "--sequences", folders[0], "--multiclip", folders[1]]  # fmt: skip
+def given(network_files, folders):
+    skeleton, skinning = network_files["checkpoint_skeleton"], network_files["checkpoint_skinning"]
+    places = ["--sequences", folders[0], "--multiclip", folders[1]]
+    return ["--skeleton", skeleton, "--skinning", skinning, "--device", "cpu", *places]
 
 
 @pytest.fixture
@@ -270,11 +265,11 @@ def nothing_beside(monkeypatch, tmp_path):
     monkeypatch.setattr(evaluate, "DATA", tmp_path / "nowhere")
 
 
-def test_protocol_b(files, folders, nothing_beside, tmp_path, capsys):
+def test_protocol_b(network_files, folders, nothing_beside, tmp_path, capsys):
     bank = write_bank(tmp_path / "bank", tube_character("long"))
     places = ["--dump", tmp_path / "dump", "--plots", tmp_path / "plots", "--bank", bank]
     text, report = run(
-        ["worm_walk", "--protocol", "b", "--epochs", 1, *places, *given(files, folders)], capsys
+        ["worm_walk", "--protocol", "b", "--epochs", 1, *places, *given(network_files, folders)], capsys
     )  # fmt: skip
     assert report.keys() >= KEYS and all(report[key] is not None for key in KEYS)
     assert report["trained_on"] == ["worm_walk"] and report["static_characters"] == 1
@@ -304,14 +299,16 @@ def test_protocol_b(files, folders, nothing_beside, tmp_path, capsys):
         assert arrays["unseen"].all()
 
 
-def test_protocol_c_with_a_student_and_without_a_bank(files, folders, networks, nothing_beside, tmp_path, capsys):
+def test_protocol_c_with_a_student_and_without_a_bank(
+    network_files, folders, networks, nothing_beside, tmp_path, capsys
+):
     student = tmp_path / "student.safetensors"
     save_checkpoint(student, [networks.skeleton, networks.skinning], {"command": "a test"})
     (folders[0] / "broken_walk.npz").write_bytes((folders[0] / "worm_walk.npz").read_bytes())
     with np.load(folders[0] / "worm_walk.npz") as arrays:
         np.savez(folders[0] / "broken_walk.npz", **{**arrays, "vertices": arrays["vertices"] * np.nan})
     named = ["worm_walk", "broken_walk", "--protocol", "c", "--student", student]
-    text, report = run([*named, *given(files, folders)], capsys)
+    text, report = run([*named, *given(network_files, folders)], capsys)
     assert report["student"] == student.name and report["trained_on"] is None
     assert (report["clips"], report["failed_clips"], report["measured_frames"]) == (2, 1, 9)
     assert "Failures:" in text and "broken_walk" in text
@@ -321,11 +318,11 @@ def test_protocol_c_with_a_student_and_without_a_bank(files, folders, networks, 
     assert set(report["ratios"].values()) == {1.0} and report["fidelity_bins"] == 0
 
 
-def test_one_student_of_many_clips_and_its_ablations(files, folders, nothing_beside, monkeypatch, capsys):
+def test_one_student_of_many_clips_and_its_ablations(network_files, folders, nothing_beside, monkeypatch, capsys):
     chosen = [dynamic.ABLATIONS[k] for k in (0, 7, 8)]  # tokens, the prior, the anchor
     monkeypatch.setattr(dynamic, "ABLATIONS", chosen)
     options = ["--protocol", "a", "--epochs", 1, "--characters", 2, "--frames", 3, "--replay", 0, "--ablate"]
-    text, report = run(["worm_walk", *options, *given(files, folders)], capsys)
+    text, report = run(["worm_walk", *options, *given(network_files, folders)], capsys)
     assert report["trained_on"][0] == "worm_walk" and len(report["trained_on"]) == 2
     assert report["measured_frames"] == 3 and len(report["rows"]) == 1 and "learned from 2 clips" in text
     assert report["other_clips"] is None and report["replay"] == 0
@@ -354,8 +351,8 @@ def test_one_student_of_many_clips_and_its_ablations(files, folders, nothing_bes
         (["--protocol", "c"], "no clips"),
     ],
 )
-def test_bad_usage(arguments, expected, files, nothing_beside, capsys):
-    networks = ["--skeleton", files["checkpoint_skeleton"], "--skinning", files["checkpoint_skinning"]]
+def test_bad_usage(arguments, expected, network_files, nothing_beside, capsys):
+    networks = ["--skeleton", network_files["checkpoint_skeleton"], "--skinning", network_files["checkpoint_skinning"]]
     assert evaluate.main(["dynamic", *arguments, *networks]) == 2
     said = capsys.readouterr().err
     assert expected in said and said.startswith("evaluate: ") and said.count("\n") == 1

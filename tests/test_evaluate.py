@@ -21,12 +21,6 @@ from sprig.training.character import Character
 from .command_line import OUTSIDE, one_line
 from .creatures import chain, tube
 from .small_banks import write_bank
-from .small_networks import small_networks
-
-
-@pytest.fixture(scope="module")
-def networks(tmp_path_factory):
-    return small_networks(tmp_path_factory.mktemp("networks"))
 
 
 def tube_character(name="tube", poses=12, seed=0) -> Character:
@@ -213,9 +207,9 @@ def bank(tmp_path_factory):
     )
 
 
-def test_a_whole_run(bank, networks, tmp_path):
+def test_a_whole_run(bank, network_files, tmp_path):
     clips = write_clip(tmp_path / "clips")
-    asked = {"skeleton": networks["checkpoint_skeleton"], "skinning": networks["checkpoint_skinning"]}
+    asked = {"skeleton": network_files["checkpoint_skeleton"], "skinning": network_files["checkpoint_skinning"]}
     report = evaluate.static(options(bank=bank, clips=clips, **asked))
     assert report["characters"] == 3
     methods = {key: list(report[key]) for key in ("skeleton", "skinning", "clips")}
@@ -231,7 +225,7 @@ def test_a_whole_run(bank, networks, tmp_path):
     assert report["clips"]["network"]["all"]["artist_joints"] == 4
     assert report["better_than"]["bone heat"] is None and report["better_than"]["nearest bone"]["characters"] == 2
     (row,) = (row for row in report["rows"]["skeleton"] if (row["character"], row["method"]) == ("long", "network"))
-    loaded = load_networks(*networks.values(), kinds=("skeleton",))
+    loaded = load_networks(*network_files.values(), kinds=("skeleton",))
     scores = []
     for shape in evaluate.posed_shapes(rigbank.read_rigbank(bank)[1], 2, 0):
         found = find_skeleton(shape.vertices, shape.faces, loaded)
@@ -251,11 +245,11 @@ def test_without_networks_there_are_baselines(bank, monkeypatch, tmp_path):
     assert sum("left out" in note for note in report["notes"]) == 3  # both networks and bone heat
 
 
-def test_the_last_line_is_json(bank, networks, tmp_path):
+def test_the_last_line_is_json(bank, network_files, tmp_path):
     command = [sys.executable, "-m", "sprig.training.evaluate", "static", "--bank", str(bank), "--no-bone-heat"]
     command += [
         "--skinning",
-        networks["checkpoint_skinning"],
+        network_files["checkpoint_skinning"],
         "--poses",
         "1",
         "--output",

@@ -18,6 +18,7 @@ from sprig.backend.errors import Cancelled, SprigError
 from sprig.backend.finetune import clip as clips
 from sprig.backend.finetune import train
 from sprig.backend.finetune.clip import make_clip, skeleton_target, skinning_target
+from sprig.backend.finetune.losses import LossConfig
 from sprig.backend.finetune.train import FineTuneConfig, SkeletonStage, begin, fine_tune
 from sprig.backend.learned import Networks, load_networks
 from sprig.backend.puppeteer.skeleton import PuppeteerSkeleton
@@ -29,8 +30,7 @@ from sprig.training.synthesize import creature
 from .creatures import chain
 from .small_banks import write_bank
 from .small_files import tumbling_cube, write_folder, write_npz, write_obj, write_pc2
-from .small_networks import small_networks
-from .test_puppeteer import TINY_SKELETON, TINY_SKINNING, network
+from .small_puppeteer import small_puppeteer
 
 CPU = loop.Place(torch.device("cpu"), 0, 1, False)
 REPLAY_FROM = Namespace(
@@ -39,13 +39,8 @@ REPLAY_FROM = Namespace(
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return small_networks(tmp_path_factory.mktemp("networks"))
-
-
-@pytest.fixture(scope="module")
-def teachers(files):
-    return load_networks(files["checkpoint_skeleton"], files["checkpoint_skinning"])
+def teachers(network_files):
+    return load_networks(network_files["checkpoint_skeleton"], network_files["checkpoint_skinning"])
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +107,7 @@ def test_a_teacher_without_bones_is_refused(teachers, short, degenerate, monkeyp
 
 
 def test_bones_instead_of_joints_are_refused(short):
-    bones = network(PuppeteerSkeleton, replace(TINY_SKELETON, tokens_per_slot=6, slots=4))
+    bones = small_puppeteer("skeleton", tokens_per_slot=6, slots=4)
     with pytest.raises(SprigError, match="writes bones"):
         skeleton_target(short, Networks(bones, None, "cpu", {}, (), frozenset({"skeleton"})))
 
@@ -133,6 +128,23 @@ def test_some_points_have_the_weights_that_all_have(teachers, short):
 @pytest.fixture(scope="module")
 def skeleton_stage(teachers, short):
     return SkeletonStage([skeleton_target(short, teachers)], FineTuneConfig(frames=2), "cpu")
+
+
+def test_without_the_token_loss_geometry_is_left(teachers, skeleton_stage):
+    target = skeleton_stage.targets[0]
+    whole, terms = skeleton_stage.loss(teachers.skeleton, target, [target.clip.anchor, 1], 0)
+    alone = SkeletonStage([target], FineTuneConfig(losses=LossConfig(token=0.0)), "cpu")
+    geometry, _ = alone.loss(teachers.skeleton, target, [target.clip.anchor, 1], 0)
+    expected = terms["direction"] + terms["length"] + terms["endpoint"]  # their weights are 1
+    torch.testing.assert_close(geometry, expected)
+    assert whole > geometry
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_student_is_decoded_in_many_views_where_replay_shows_them(teachers, short, kept):
+    config = FineTuneConfig(epochs=1, many_views=kept)
+    tuned = finetune.train_student([short], teachers, config, ("skeleton",))
+    assert tuned.networks.skeleton.config.many_views is kept and teachers.skeleton.config.many_views
 
 
 def test_every_frame_is_seen_once_and_all_processes_take_as_many_steps(skeleton_stage):
@@ -204,7 +216,7 @@ def test_gradients_that_are_no_numbers_change_nothing(teachers, skeleton_stage):
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_networks_of_puppeteers_architecture_learn(rank, short):
-    skeleton, skinning = network(PuppeteerSkeleton, TINY_SKELETON, 1), network(PuppeteerSkinning, TINY_SKINNING, 1)
+    skeleton, skinning = small_puppeteer("skeleton"), small_puppeteer("skinning")
     large = Networks(skeleton, skinning, "cpu", {}, (), frozenset({"skeleton", "skinning"}))
     config = FineTuneConfig(epochs=2, frames=2, warm_up=1, lora=rank)
     tuned = finetune.train_student([short], large, config)
@@ -331,10 +343,10 @@ def sequences(tmp_path_factory):
     return folder
 
 
-def command(folder, sequences, files, *more):
+def command(folder, sequences, network_files, *more):
     return [
-        str(folder), str(sequences), "--skeleton", files["checkpoint_skeleton"], "--skinning",
-        files["checkpoint_skinning"], "--epochs", "1", "--frames", "2", "--device", "cpu", *more,
+        str(folder), str(sequences), "--skeleton", network_files["checkpoint_skeleton"], "--skinning",
+        network_files["checkpoint_skinning"], "--epochs", "1", "--frames", "2", "--device", "cpu", *more,
     ]  # fmt: skip
 
 
@@ -342,8 +354,8 @@ def students(folder):
     return [load_checkpoint(folder / finetune.STUDENT, kind) for kind in ("skeleton", "skinning")]
 
 
-def test_a_run_that_is_interrupted_and_goes_on_gives_the_same(sequences, files, tmp_path, monkeypatch, capsys):
-    finetune.main(command(tmp_path / "whole", sequences, files))
+def test_a_run_that_is_interrupted_and_goes_on_gives_the_same(sequences, network_files, tmp_path, monkeypatch, capsys):
+    finetune.main(command(tmp_path / "whole", sequences, network_files))
     said = capsys.readouterr().out
     assert "left out broken: broken.npz is damaged" in said and "put the mesh it moves beside it as cache.obj" in said
     assert "only Blender reads them" in said and "scene.glb" in said and "on 2 sequences" in said
@@ -373,15 +385,15 @@ def test_a_run_that_is_interrupted_and_goes_on_gives_the_same(sequences, files, 
 
     monkeypatch.setattr(finetune, "fine_tune", ended)
     folder = tmp_path / "parts"
-    finetune.main(command(folder, sequences, files))
+    finetune.main(command(folder, sequences, network_files))
     assert "stopped; go on with --resume" in capsys.readouterr().out
     kept = {path.name: path.stat().st_mtime_ns for path in (folder / finetune.TARGETS).iterdir()}
     with pytest.raises(SprigError, match="already; go on with --resume"):
-        finetune.main(command(folder, sequences, files))
+        finetune.main(command(folder, sequences, network_files))
     with pytest.raises(SprigError, match="other sequences, teachers or settings"):
-        finetune.main(command(folder, sequences, files, "--frames", "3", "--resume"))
+        finetune.main(command(folder, sequences, network_files, "--frames", "3", "--resume"))
     for _ in range(2):
-        finetune.main(command(folder, sequences, files, "--resume"))
+        finetune.main(command(folder, sequences, network_files, "--resume"))
     assert calls > 28
     assert kept == {path.name: path.stat().st_mtime_ns for path in (folder / finetune.TARGETS).iterdir()}
     assert same(weights(*students(folder)), weights(*students(tmp_path / "whole")))
@@ -390,20 +402,20 @@ def test_a_run_that_is_interrupted_and_goes_on_gives_the_same(sequences, files, 
     assert [again[kind]["history"] for kind in again] == [before[kind]["history"] for kind in before]
 
 
-def test_a_run_needs_sequences(files, tmp_path, sequences, capsys):
+def test_a_run_needs_sequences(network_files, tmp_path, sequences, capsys):
     with pytest.raises(SprigError, match="nothing left to fine-tune on"):
-        finetune.main(command(tmp_path / "run", sequences / "broken.npz", files))
+        finetune.main(command(tmp_path / "run", sequences / "broken.npz", network_files))
     assert "left out broken" in capsys.readouterr().out
     with pytest.raises(SprigError, match="no run to resume"):
-        finetune.main(command(tmp_path / "other", sequences, files, "--resume"))
+        finetune.main(command(tmp_path / "other", sequences, network_files, "--resume"))
 
 
-def test_two_processes_make_one_student(sequences, files, tmp_path):
+def test_two_processes_make_one_student(sequences, network_files, tmp_path):
     """torchrun: half of the sequences and half of the steps each, and the first one writes."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     more = ("--stage", "skeleton", "--replay", "0", "--threads", "1")
     done = subprocess.run(
-        [*launch, "sprig.training.finetune", *command(tmp_path / "run", sequences, files, *more)],
+        [*launch, "sprig.training.finetune", *command(tmp_path / "run", sequences, network_files, *more)],
         capture_output=True, text=True, timeout=240, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
@@ -414,6 +426,6 @@ def test_two_processes_make_one_student(sequences, files, tmp_path):
         f"{k:05}" for k in range(4)
     ]
     skeleton, skinning = students(tmp_path / "run")
-    teacher = load_checkpoint(files["checkpoint_skinning"], "skinning")
+    teacher = load_checkpoint(network_files["checkpoint_skinning"], "skinning")
     assert same(weights(skinning.half()), weights(teacher.half()))
-    assert not same(weights(skeleton), weights(load_checkpoint(files["checkpoint_skeleton"], "skeleton")))
+    assert not same(weights(skeleton), weights(load_checkpoint(network_files["checkpoint_skeleton"], "skeleton")))

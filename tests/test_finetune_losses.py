@@ -291,13 +291,18 @@ def test_alignment_never_reflects():
     assert terms_of(mirrored[None], joints, parents)[2] > 0.01
 
 
+def bent_skeletons(seed, name):
+    """Random numbers, a skeleton, and three frames (3,J,3) of it whose joints are a tenth of a bone off."""
+    rng = np.random.default_rng(seed)
+    joints, parents = as_tensors(SKELETONS[name]) if name in SKELETONS else random_skeleton(rng)
+    return rng, joints, parents, joints + torch.tensor(rng.normal(0, 0.02, (3, *joints.shape)))
+
+
 @settings(max_examples=15, deadline=None)
 @given(seed=SEEDS, name=st.sampled_from(["random", *SKELETONS]))
 def test_geometry_is_invariant_to_rigid_motion(seed, name):
     """Of either skeleton, when they differ; bent ones are a tenth of a bone off, in the frames and in the anchor."""
-    rng = np.random.default_rng(seed)
-    joints, parents = as_tensors(SKELETONS[name]) if name in SKELETONS else random_skeleton(rng)
-    bent = joints + torch.tensor(rng.normal(0, 0.02, (3, *joints.shape)))
+    rng, joints, parents, bent = bent_skeletons(seed, name)
     before = terms_of(bent, joints, parents)
     (rotations, shifts), (turn, shift) = rigid_motions(rng, 3), rigid_motions(rng, 1)
     after = terms_of(bent @ rotations.mT + shifts, joints @ turn[0].mT + shift[0], parents)
@@ -308,9 +313,7 @@ def test_geometry_is_invariant_to_rigid_motion(seed, name):
 @settings(max_examples=15, deadline=None)
 @given(seed=SEEDS, name=st.sampled_from(["random", *SKELETONS]))
 def test_geometry_is_invariant_to_the_order_of_joints(seed, name):
-    rng = np.random.default_rng(seed)
-    joints, parents = as_tensors(SKELETONS[name]) if name in SKELETONS else random_skeleton(rng)
-    bent = joints + torch.tensor(rng.normal(0, 0.02, (3, *joints.shape)))
+    rng, joints, parents, bent = bent_skeletons(seed, name)
     order = torch.tensor(rng.permutation(len(parents)))
     renamed = reorder(joints, parents, order)
     after = terms_of(reorder(bent, parents, order)[0], *renamed, longest=2)

@@ -20,20 +20,14 @@ from sprig.backend.pipeline import RigOptions, rig_sequence
 from sprig.backend.sequence import MeshSequence
 
 from .creatures import chain
-from .small_networks import small_networks
 
 torch = load_torch()
 QUICK = FineTuneConfig(epochs=1)
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return small_networks(tmp_path_factory.mktemp("networks"))
-
-
-@pytest.fixture(scope="module")
-def networks(files):
-    return load_networks(*files.values())
+def networks(network_files):
+    return load_networks(*network_files.values())
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +57,10 @@ def same(one, other):
 # ---- what a student is
 
 
-def test_students_differ_from_their_teachers_but_for_the_encoder(networks, files, tuned):
+def test_students_differ_from_their_teachers_but_for_the_encoder(networks, network_files, tuned):
     for stage in STAGES:
         teacher, student = getattr(networks, stage), getattr(tuned.networks, stage)
-        untouched = load_checkpoint(files[f"checkpoint_{stage}"], stage)
+        untouched = load_checkpoint(network_files[f"checkpoint_{stage}"], stage)
         assert same(weights(teacher), weights(untouched))
         assert all(parameter.requires_grad for parameter in teacher.parameters())
         assert type(student) is type(teacher) and not student.training
@@ -275,12 +269,12 @@ def test_the_folder_is_bounded(tuned, networks, tmp_path, monkeypatch):
 # ---- in the pipeline
 
 
-def test_a_rig_of_fine_tuned_networks(files, sequence, tmp_path):
-    options = RigOptions(finetune=1, students=str(tmp_path), **files)
+def test_a_rig_of_fine_tuned_networks(network_files, sequence, tmp_path):
+    options = RigOptions(finetune=1, students=str(tmp_path), **network_files)
     rig = rig_sequence(sequence, options)
     assert rig.provenance["skeleton_source"] == "learned" and rig.seconds["finetune"] > 0
     (path,) = tmp_path.iterdir()
-    student = {name: str(path) for name in files}
+    student = {name: str(path) for name in network_files}
     as_learned = rig_sequence(sequence, RigOptions(skeleton="learned", **student))
     np.testing.assert_array_equal(as_learned.skeleton.joints, rig.skeleton.joints)
     np.testing.assert_array_equal(as_learned.weights, rig.weights)

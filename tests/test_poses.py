@@ -54,3 +54,23 @@ def test_a_root_without_vertices_is_no_obstacle():
     joints, weights = np.vstack([joints[:1], joints]), np.c_[np.zeros(len(weights)), weights]
     found = fit_poses(positions, mesh_edges, 0, weights, joints, [-1, 0, 1, 2])
     assert replay_error(positions, weights, found) < 1e-5
+
+
+def test_the_rest_shape_need_be_no_frame():
+    positions, mesh_edges, joints, weights, motion = tube_from_rest(4, 16)
+    found = fit_poses(positions[5:], mesh_edges, 0, weights, joints, [-1, 0, 1, 2], rest=positions[0])
+    np.testing.assert_allclose(found, motion[5:], atol=1e-4)
+
+
+def test_only_located_joints_move_against_their_parents():
+    """The last bone of the chain slides out of its joint, along the tube at rest."""
+    positions, mesh_edges, joints, weights, motion = tube_from_rest(3, 12)
+    slide = np.tile(np.eye(4), (12, 1, 1))
+    slide[:, 0, 3] = np.linspace(0, 0.3, 12)
+    motion[:, 2] = motion[:, 1] @ slide @ np.linalg.inv(motion[:, 1]) @ motion[:, 2]
+    positions = np.stack([linear_blend_skinning(positions[0], weights, pose) for pose in motion])
+    jointed, located = (
+        fit_poses(positions, mesh_edges, 0, weights, joints, [-1, 0, 1], located=which) for which in ((), (2,))
+    )
+    assert replay_error(positions, weights, jointed) > 1e-2
+    np.testing.assert_allclose(located, motion, atol=1e-4)

@@ -142,15 +142,31 @@ def test_votes_of_the_truth_cost_nothing_and_others_do():
 
 
 @torch.no_grad()
-def test_padding_changes_no_loss_of_the_skeleton(monkeypatch):
-    monkeypatch.setattr(pretrain_skeleton, "corrupted", lambda ids: ids)  # it is drawn
+def test_padding_changes_no_loss_of_the_skeleton():
     torch.manual_seed(0)
     network, batch = SkeletonNetwork(TINY_SKELETON).eval(), in_order(drawn(("snake", "biped"), 4))
-    whole = pretrain_skeleton.losses(network, batch)
-    parts = [pretrain_skeleton.losses(network, piece) for piece in in_pieces([batch], 1)]
+    whole = pretrain_skeleton.losses(network, batch, corrupt=False)
+    parts = [pretrain_skeleton.losses(network, piece, corrupt=False) for piece in in_pieces([batch], 1)]
     for name, (total, count) in whole.items():
         assert float(total) == pytest.approx(sum(float(part[name][0]) for part in parts), rel=1e-4), name
         assert int(count) == sum(int(part[name][1]) for part in parts), name
+
+
+def test_validation_gives_the_losses_of_what_was_held_out_as_well():
+    """The mean over characters, of skeletons that nothing was hidden of: nothing is drawn, so it is the same twice."""
+    torch.manual_seed(0)
+    network = SkeletonNetwork(replace(TINY_SKELETON, most_joints=101)).eval()
+    held_out = [Store([creature(seed, "snake")]) for seed in (1, 2)]
+    found = pretrain_skeleton.validate(network, held_out, 64)
+    assert found == pretrain_skeleton.validate(network, held_out, 64)
+    tokens = []
+    for store in held_out:
+        batch = in_order(draw(store, 1, torch.Generator().manual_seed(0), 64, replace(OFF, clip=1.0)))
+        with torch.no_grad():
+            total, count = pretrain_skeleton.losses(network, batch, corrupt=False)["token"]
+        tokens.append(float(total / count))
+    assert found["held_out_token"] == pytest.approx(np.mean(tokens))
+    assert found["cd_j2j"] > 0 and found.keys() >= {"topology_f1", "held_out_vote", "held_out_parent"}
 
 
 def test_what_the_decoder_looks_back_at_is_moved_and_hidden():

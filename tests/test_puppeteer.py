@@ -24,6 +24,7 @@ from sprig.backend.skeleton.generate import generate
 from sprig.backend.skeleton.tokens import decode, encode
 
 from .creatures import chain
+from .small_puppeteer import network
 
 JOINTS = SkeletonConfig()
 BONES = SkeletonConfig(tokens_per_slot=6, slots=100)
@@ -57,17 +58,6 @@ SKELETONS = {
     "bones without table": replace(TINY_SKELETON, tokens_per_slot=6, slots=4, target_table=False),
 }
 every_skeleton = pytest.mark.parametrize("config", SKELETONS.values(), ids=SKELETONS)
-
-
-def network(kind, config, seed=0):
-    """A network whose weights are spread enough that a missing term shows."""
-    torch.manual_seed(seed)
-    model = kind(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=1.0 if "embed" in name else 2 / parameter[0].numel() ** 0.5)
-    return model.eval()
 
 
 def cloud(count=40, batch=1, seed=0):

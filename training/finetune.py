@@ -62,7 +62,6 @@ from ..backend.kinematics import linear_blend_skinning  # noqa: E402
 from ..backend.learned import KINDS, SKELETON_POINTS, Networks, load_networks  # noqa: E402
 from ..backend.sequence import MeshSequence  # noqa: E402
 from ..backend.skeleton.tokens import EOS, PAD  # noqa: E402
-from ..backend.surface import STILL_TOLERANCE  # noqa: E402
 from . import loop, pretrain_skeleton, pretrain_skinning  # noqa: E402
 from .augment import in_order, in_pieces, to_tokens  # noqa: E402
 from .character import Character  # noqa: E402
@@ -74,7 +73,6 @@ NEED_BLENDER = (".fbx", ".glb", ".gltf", ".usd", ".usda", ".usdc", ".dae", ".ble
 REPLAYED = 8  # characters that a step looks back at
 MADE = 256  # different characters made on the spot for it
 SKELETON_RATE = 2e-4  # highest; at 1e-3, good for one clip, other characters' skeletons were lost in the first epoch
-LEAST = 1e-6  # a weight below this counts as this in the divergence
 
 
 # ---- options
@@ -143,7 +141,7 @@ def _clip(sequence: MeshSequence, name: str, options) -> Clip:
 
 def teaching(clip: Clip) -> Clip:
     """The clip, if it shows more than one pose; else a SprigError."""
-    if np.ptp(clip.vertices, axis=0).max() <= STILL_TOLERANCE:  # in the cube, so moving about as a whole is no pose
+    if not clip.has_poses:
         raise SprigError(f"{clip.name} shows a single pose, so it has nothing to teach.")
     return clip
 
@@ -415,7 +413,7 @@ def skinning_distance(student, teacher, batch, generator):
     with torch.no_grad():
         told = weigh(teacher)
     found = weigh(student)
-    divergence = told * (told.clamp_min(LEAST).log() - found.clamp_min(LEAST).log())
+    divergence = told * (told.clamp_min(pretrain_skinning.LEAST).log() - found.clamp_min(pretrain_skinning.LEAST).log())
     return (divergence + (told - found).abs()).sum(2).mean()
 
 
@@ -424,12 +422,12 @@ class Watched:
 
     def __init__(self, stage, held_out: list):
         self.stage, self.held_out = stage, held_out
-        self.targets, self.loss = stage.targets, stage.loss
+        self.kind, self.targets, self.loss = stage.kind, stage.targets, stage.loss
 
     def validate(self, network, tick) -> dict:
         looks = {"skeleton": pretrain_skeleton.validate, "skinning": pretrain_skinning.validate}
         figures = self.stage.validate(network, tick)
-        return {**figures, **looks[self.stage.kind](network, self.held_out, SKELETON_POINTS)}
+        return {**figures, **looks[self.kind](network, self.held_out, SKELETON_POINTS)}
 
 
 # ---- the run

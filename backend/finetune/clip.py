@@ -23,7 +23,7 @@ from ..points import UnitCube, sample_surface
 from ..sequence import MeshSequence
 from ..skeleton.tokens import BINS, decode, encode, order_joints, reorder
 from ..skinning.heat import heat_features
-from ..surface import prepare
+from ..surface import STILL_TOLERANCE, Prepared, prepare
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,11 @@ class Clip:
     anchor: int
     frames: np.ndarray
     held_out: np.ndarray
+
+    @property
+    def has_poses(self) -> bool:
+        """Whether anything moves but the character as a whole, which in the cube does not show."""
+        return bool(np.ptp(self.vertices, axis=0).max() > STILL_TOLERANCE)
 
     def points(self, frame: int, count: int, seed: int) -> np.ndarray:
         """`count` surface points with normals of a frame, uniform by area: (N,6) float32."""
@@ -62,10 +67,11 @@ def make_clip(
         anchor = anchor_frame(prepared.areas)
     elif not 0 <= anchor < sequence.frame_count:
         raise SprigError(f"There is no frame {anchor} among {sequence.frame_count}; choose another anchor.")
-    return _frames_of(prepared, name, anchor, most_frames, held_out)
+    return clip_of(prepared, name, anchor, most_frames, held_out)
 
 
-def _frames_of(prepared, name, anchor, most_frames, held_out) -> Clip:
+def clip_of(prepared: Prepared, name: str, anchor: int, most_frames: int = 64, held_out: int = 8) -> Clip:
+    """As `make_clip`, of a sequence that is prepared already."""
     count = len(prepared.trajectories)
     chosen = np.unique(np.linspace(0, count - 1, min(count, most_frames)).round().astype(int))
     chosen[np.abs(chosen - anchor).argmin()] = anchor  # in order still, and none twice

@@ -9,20 +9,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from ..errors import SprigError, no_progress
 from ..learned import KINDS as STAGES
 from ..learned import Networks
 from ..report import version
 from ..sequence import MeshSequence
-from ..surface import STILL_TOLERANCE
 from .clip import Clip, skeleton_target, skinning_target
-from .train import FineTuneConfig, SkeletonStage, SkinningStage, begin, fine_tune
+from .train import FIGURES, FineTuneConfig, SkeletonStage, SkinningStage, fine_tune, kept
 
 SCHEMA = "sprig-finetune-1"  # of the report: raised whenever a key changes its name, unit or meaning
 SHARES = {"skeleton": (0.03, 0.65), "skinning": (0.7, 1.0)}  # of the progress, when both are trained
-FIGURES = {"skeleton": ("pjdd", "PJDD"), "skinning": ("skin_error", "skin error")}  # in the history, for the user
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,19 +58,11 @@ def fine_tune_on(
             )  # fmt: skip
             work = SkinningStage([target], config, networks.device)
         teacher = getattr(networks, stage)
-        students[stage], history[stage] = _student(teacher, work, config, _part(progress, start, end))
+        students[stage], history[stage] = fine_tune(teacher, work, config, progress=_part(progress, start, end))
     checkpoints = {**networks.checkpoints}
     for stage in students:
         checkpoints[stage] = {**checkpoints.get(stage, {}), "finetuned": summary(stage, history[stage], config)}
     return FineTuned(replace(networks, **students, checkpoints=checkpoints), history)
-
-
-def kept(history: list[dict]) -> dict:
-    """The figures of the epoch whose weights the student has: least loss on the frames that were held out."""
-    trained = history[1:]
-    if any(math.isnan(epoch["loss"]) for epoch in trained):  # too short a clip to hold frames out: the last
-        return trained[-1]
-    return min(trained, key=lambda epoch: epoch["loss"])
 
 
 def summary(stage: str, history: list[dict], config: FineTuneConfig) -> dict:
@@ -125,31 +113,8 @@ def fine_tune_report(
 def _check(clip):
     if len(clip.vertices) < 2:
         raise SprigError("This is a single frame; fine-tuning learns from a character in several poses.")
-    if np.ptp(clip.vertices, axis=0).max() <= STILL_TOLERANCE:  # in the cube, so moving about as a whole is no pose
+    if not clip.has_poses:
         raise SprigError("All frames show the same pose, so fine-tuning has nothing to learn; choose other frames.")
-
-
-def _student(teacher, stage, config, progress):
-    """The student and the figures of every epoch."""
-    state = begin(teacher, config)
-
-    def tell(share, _text):
-        progress(share, _told(stage.kind, state.history, share))
-
-    return fine_tune(teacher, stage, config, state=state, progress=tell)
-
-
-def _told(stage, history, share) -> str:
-    """What is read while it goes on, short enough for the line of a progress bar."""
-    if not history:
-        return f"Trying the {stage} network"
-    key, name = FIGURES[stage]
-    first, last = history[0], history[-1]
-    if last is first:
-        return f"Epoch 1: {name} {first[key]:.3g}"
-    if share < 1:
-        return f"Epoch {last['epoch'] + 1}: {name} {last[key]:.3g} (was {first[key]:.3g})"
-    return f"Learned: {name} {kept(history)[key]:.3g} (was {first[key]:.3g})"
 
 
 def _part(progress, start, end):

@@ -39,6 +39,7 @@ DECODED = 8  # frames of each clip that are decoded freely to see how far their 
 WEIGHED = 128  # tracked points of every frame that a step of the skinning stage is about
 VALIDATED = 24  # clips, evenly spread, that validation is about; of one clip it takes as long as some steps
 VALIDATED_POINTS = 256  # tracked points of them
+FIGURES = {"skeleton": ("pjdd", "PJDD"), "skinning": ("skin_error", "skin error")}  # in the history, for the user
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,7 @@ def fine_tune(
 
     def validate(network) -> dict:
         def tick():
-            progress(share, _told(state.history, config.epochs))
+            progress(share, _told(stage.kind, state.history, share))
 
         return on_first(lambda: stage.validate(network, tick)) if on_first else stage.validate(network, tick)
 
@@ -262,7 +263,7 @@ def fine_tune(
         steps = _epoch(stage, config, state.epoch, part)
         while state.done < len(steps):
             share = (state.epoch + state.done / (len(steps) + 1)) / config.epochs  # validation counts as a step
-            progress(share, _told(state.history, config.epochs))
+            progress(share, _told(stage.kind, state.history, share))
             rise = min(1.0, (state.step + 1) / config.warm_up)
             for group in state.optimiser.param_groups:
                 group["lr"] = group["highest"] * rise * 0.5 * (1 + math.cos(math.pi * share))
@@ -279,7 +280,7 @@ def fine_tune(
             state.without_gain += 1
         if after_epoch:
             after_epoch(state)
-    progress(1.0, _told(state.history, config.epochs))
+    progress(1.0, _told(stage.kind, state.history, 1.0))
     return student_so_far(teacher, state), state.history
 
 
@@ -340,12 +341,22 @@ def _epoch(stage, config: FineTuneConfig, epoch: int, part: tuple[int, int]) -> 
     return [steps[k] for k in order[which::processes]]
 
 
-def _told(history: list[dict], epochs: int) -> str:
-    """What the user reads while it goes on."""
+def kept(history: list[dict]) -> dict:
+    """The figures of the epoch whose weights the student has: least loss on the frames that were held out."""
+    trained = history[1:]
+    if any(math.isnan(epoch["loss"]) for epoch in trained):  # too short a clip to hold frames out: the last
+        return trained[-1]
+    return min(trained, key=lambda epoch: epoch["loss"])
+
+
+def _told(stage: str, history: list[dict], share: float) -> str:
+    """What is read while it goes on, short enough for the line of a progress bar."""
     if not history:
-        return "Trying the teacher"
+        return f"Trying the {stage} network"
+    key, name = FIGURES[stage]
     first, last = history[0], history[-1]
-    name = "pjdd" if "pjdd" in first else "skin_error"
-    label = {"pjdd": "joints drift", "skin_error": "weights change"}[name]
-    now = f"Fine-tuning, epoch {min(last['epoch'] + 1, epochs)}: {label} {last[name]:.3g}"
-    return now if last is first else f"{now} (at first {first[name]:.3g})"
+    if last is first:
+        return f"Epoch 1: {name} {first[key]:.3g}"
+    if share < 1:
+        return f"Epoch {last['epoch'] + 1}: {name} {last[key]:.3g} (was {first[key]:.3g})"
+    return f"Learned: {name} {kept(history)[key]:.3g} (was {first[key]:.3g})"

@@ -1,7 +1,7 @@
 """Poses of a skeleton: joint rotations and one root translation, by Gauss-Newton on Gram matrices.
 
 Bones are in depth-first order, parents first. The pose of frame f is a global rotation R_b per bone and a world-space
-shift s_b that is zero except for the root (and for bones that may stretch):
+shift s_b that is zero except for the bones with a location of their own (the roots, and those that may stretch):
     pivot_b = M_p(b) c_b + s_b,      M_b = [R_b | pivot_b - R_b c_b],      M_p(root) = identity.
 A small rotation omega_k at pivot k moves every vertex of its subtree by omega x y_k, with
 y_k = sum_{b in subtree k} w_b (M_b u - pivot_k); a small shift tau_k moves it by s_k = sum_{b in subtree k} w_b. The
@@ -30,12 +30,13 @@ DAMPING_START, DAMPING_LEAST, DAMPING_MOST = 1e-3, 1e-6, 1e3
 
 @dataclass(frozen=True, eq=False)
 class Pose:
-    """R (F,B,3,3) global rotations, c (B,3) joints, s (F,B,3) shifts; parents (B,) list; damping (F,)."""
+    """R (F,B,3,3) global rotations, c (B,3) joints, s (F,B,3) shifts of the `located` bones; damping (F,)."""
 
     R: torch.Tensor
     c: torch.Tensor
     s: torch.Tensor
     parents: tuple[int, ...]
+    located: tuple[int, ...]
     damping: torch.Tensor
     joint_damping: float = JOINT_DAMPING_START
 
@@ -45,7 +46,8 @@ class Pose:
         bones = len(self.parents)
         below = np.eye(bones)
         for b in range(bones - 1, 0, -1):
-            below[self.parents[b]] += below[b]
+            if self.parents[b] >= 0:
+                below[self.parents[b]] += below[b]
         return torch.as_tensor(below, dtype=self.R.dtype, device=self.R.device)
 
 
@@ -56,15 +58,20 @@ def near_prior(c, priors):
     return priors + offset * (JOINT_LIMIT / distance.clamp_min(JOINT_LIMIT))
 
 
-def start_pose(M, joints, parents, priors) -> Pose:
-    """Pose with the rotations of free bones M (F,B,3,4) and the root's translation."""
+def start_pose(M, joints, parents, priors=None, located=()) -> Pose:
+    """Pose with the rotations of free bones M (F,B,3,4) and the roots' translations.
+
+    With `priors` (B,3) joints farther than JOINT_LIMIT from them are moved back; `located` bones may shift as roots do.
+    """
     R = M[..., :3].contiguous()
-    c = near_prior(torch.as_tensor(joints, dtype=M.dtype, device=M.device), priors)
+    c = torch.as_tensor(joints, dtype=M.dtype, device=M.device)
+    c = c if priors is None else near_prior(c, priors)
+    parents = tuple(int(p) for p in parents)
+    roots = [b for b, p in enumerate(parents) if p < 0]
     s = torch.zeros_like(M[..., 3])
-    s[:, 0] = R[:, 0] @ c[0] + M[:, 0, :, 3] - c[0]
-    return Pose(
-        R, c, s, tuple(int(p) for p in parents), torch.full((len(M),), DAMPING_START, dtype=M.dtype, device=M.device)
-    )
+    s[:, roots] = torch.einsum("fbij,bj->fbi", R[:, roots], c[roots]) + M[:, roots, :, 3] - c[roots]
+    damping = torch.full((len(M),), DAMPING_START, dtype=M.dtype, device=M.device)
+    return Pose(R, c, s, parents, tuple(sorted({*roots, *located})), damping)
 
 
 def at_poses(pose: Pose, frames) -> Pose:
@@ -96,15 +103,15 @@ def joint_prior_strength(pose: Pose, A, priors, strength: float):
 
 
 def _bend(pose: Pose):
-    """R_parent - R (F,B,3,3): how a joint's position matters; zero for the root."""
-    parents = torch.as_tensor(pose.parents, device=pose.R.device).clamp_min(0)
-    bend = pose.R[:, parents] - pose.R
-    bend[:, 0] = 0
+    """R_parent - R (F,B,3,3): how a joint's position matters; zero for a root."""
+    parents = torch.as_tensor(pose.parents, device=pose.R.device)
+    bend = pose.R[:, parents.clamp_min(0)] - pose.R
+    bend[:, parents < 0] = 0
     return bend
 
 
-def refine_pose(pose: Pose, A, Q, *, steps: int, stretching=(), joints=None, priors=None) -> Pose:
-    """Gauss-Newton steps on rotations, root shift and the shifts of `stretching` bones.
+def refine_pose(pose: Pose, A, Q, *, steps: int, joints=None, priors=None) -> Pose:
+    """Gauss-Newton steps on rotations and on the shifts of located bones.
 
     With `joints` (the pull (B,) of joint_prior_strength) and `priors` (B,3), joint positions are solved as well. A step
     that does not lower a frame's energy is undone for that frame and its damping raised, so the energy never grows.
@@ -112,7 +119,7 @@ def refine_pose(pose: Pose, A, Q, *, steps: int, stretching=(), joints=None, pri
     M = bone_matrices(pose)
     value = energy(M, A, Q, per_frame=True)
     for _ in range(steps):
-        moved, dc = _normal_step(pose, M, A, Q, (0, *stretching), joints, priors)
+        moved, dc = _normal_step(pose, M, A, Q, joints, priors)
         if dc is not None:
             trial = replace(moved, c=near_prior(pose.c + dc, priors))
             trial_M = bone_matrices(trial)
@@ -125,7 +132,7 @@ def refine_pose(pose: Pose, A, Q, *, steps: int, stretching=(), joints=None, pri
                 pose, M, value = replace(trial, damping=damping, joint_damping=loose), trial_M, trial_value
                 continue
             pose = replace(pose, joint_damping=min(pose.joint_damping * 10, JOINT_DAMPING_MOST))
-            moved, _ = _normal_step(pose, M, A, Q, (0, *stretching), None, None)
+            moved, _ = _normal_step(pose, M, A, Q, None, None)
         moved_M = bone_matrices(moved)
         moved_value = energy(moved_M, A, Q, per_frame=True)
         better = moved_value < value
@@ -143,14 +150,14 @@ def refine_pose(pose: Pose, A, Q, *, steps: int, stretching=(), joints=None, pri
 
 
 def stretch_gains(pose: Pose, A, Q):
-    """How much squared error (B,) a shift of each subtree alone would take away; zero for the root, which has one."""
+    """How much squared error (B,) a shift of each subtree alone would take away; zero for bones that have one."""
     m = flat(bone_matrices(pose))
     subtree = pose.subtree
     pull = (Q - m @ A).reshape(len(m), 3, -1, 4)[..., 3].transpose(1, 2)
     force = subtree @ pull
     mass = ((subtree @ A[3::4, 3::4]) * subtree).sum(1)
     gains = force.square().sum((0, 2)) / mass.clamp_min(1e-9)
-    gains[0] = 0
+    gains[list(pose.located)] = 0
     return gains
 
 
@@ -194,14 +201,14 @@ def _frame_equations(pose: Pose, M, A, Q, subtree, mass, shifting) -> _Equations
     return _Equations(H, g, arm, force)
 
 
-def _normal_step(pose: Pose, M, A, Q, shifting, joints, priors):
+def _normal_step(pose: Pose, M, A, Q, joints, priors):
     """One damped Gauss-Newton step; returns the moved pose and the joints' move (B,3) (None without `joints`).
 
     With joints the frames' unknowns are eliminated: S dc = right with S = H_cc - sum_f H_fc^T H_ff^-1 H_fc.
     """
     frames, bones = M.shape[:2]
     n = 3 * bones
-    shifting = list(shifting)
+    shifting = list(pose.located)
     subtree = pose.subtree
     mass = subtree @ A[3::4, 3::4] @ subtree.T  # sum_v s_k s_l
     damping = pose.damping if joints is None else pose.damping.clamp_min(pose.joint_damping)
@@ -239,7 +246,7 @@ def _normal_step(pose: Pose, M, A, Q, shifting, joints, priors):
     else:
         factors, halves, systems, rights = zip(*map(eliminate, pieces), strict=True)
         system = sum(systems) + torch.diag(joints.repeat_interleave(3))
-        system.diagonal().add_(1e-12)  # the root's joint is not an unknown: its rows are zero
+        system.diagonal().add_(1e-12)  # a root's joint is not an unknown: its rows are zero
         right = sum(rights) + (joints[:, None] * (priors - pose.c)).flatten()
         with _one_thread():
             dc = torch.cholesky_solve(right[:, None], torch.linalg.cholesky_ex(system).L)[:, 0]
@@ -248,7 +255,7 @@ def _normal_step(pose: Pose, M, A, Q, shifting, joints, priors):
         solved = [torch.linalg.solve_triangular(L.mT, y, upper=True) for L, y in zip(factors, left, strict=True)]
         step, dc = torch.cat(solved)[..., 0], dc.reshape(bones, 3)
     step = step.to(M.dtype)
-    return _moved(pose, step[:, :n].reshape(frames, bones, 3), step[:, n:].reshape(frames, -1, 3), shifting), dc
+    return _moved(pose, step[:, :n].reshape(frames, bones, 3), step[:, n:].reshape(frames, -1, 3)), dc
 
 
 @contextmanager
@@ -284,14 +291,14 @@ def _joint_sides(arm, mass, bend, g):
     return sides
 
 
-def _moved(pose: Pose, omega, tau, shifting) -> Pose:
+def _moved(pose: Pose, omega, tau) -> Pose:
     """Apply small rotations at all pivots, composed from the root to the leaves, and the shifts."""
     turn = rotation_exponential(omega)
     total: list[torch.Tensor] = []
     shift = torch.zeros_like(pose.s)
     for b, p in enumerate(pose.parents):
         total.append(turn[:, b] if p < 0 else total[p] @ turn[:, b])
-        if b in shifting:
+        if b in pose.located:
             carried = pose.s[:, b] if p < 0 else (total[p] @ pose.s[:, b, :, None])[..., 0]
-            shift[:, b] = carried + tau[:, shifting.index(b)]
+            shift[:, b] = carried + tau[:, pose.located.index(b)]
     return replace(pose, R=torch.stack(total, dim=1) @ pose.R, s=shift)

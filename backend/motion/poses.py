@@ -1,4 +1,4 @@
-"""Poses of a given rig: only the joint rotations and the root's translation are solved, weights and joints are kept.
+"""Poses of a given rig: only joint rotations and the roots' translations are solved, weights and joints are kept.
 
 This is what makes a network's rig comparable: the LBS RMSE of METRICS.md is the error that is left.
 """
@@ -19,16 +19,29 @@ SETTLED = 1e-4  # a step lowers no frame's error by this share of itself
 LEAST_MASS = 1e-6  # share of the vertices: a bone with less follows its parent
 
 
-def fit_poses(trajectories, edges, anchor: int, weights, joints, parents, *, device: str = "cpu", progress=no_progress):
+def fit_poses(
+    trajectories,
+    edges,
+    anchor: int,
+    weights,
+    joints,
+    parents,
+    *,
+    rest=None,
+    located=(),
+    device: str = "cpu",
+    progress=no_progress,
+):
     """Motion (F,J,4,4), rest pose to frame f, of a rig whose weights (N,J), joints (J,3) and parents (J,) stay.
 
-    trajectories (F,N,3); the rest shape is frame `anchor`. One root, parents first.
+    trajectories (F,N,3); the rest shape is frame `anchor`, or `rest` (N,3), which need be no frame. Parents first.
+    Roots travel, and the `located` joints may move against their parents as well; all others only turn.
     """
-    problem, centre, scale = make_problem(trajectories, edges, anchor, device)
+    problem, centre, scale = make_problem(trajectories, edges, anchor, device, rest=rest)
     W = torch.as_tensor(np.asarray(weights), dtype=torch.float64, device=device)
     c = torch.as_tensor((np.asarray(joints) - centre) / scale, dtype=torch.float64, device=device)
     A, Q = moments(problem, W, problem.rest)
-    pose = start_pose(_rigid_starts(problem, W, parents), c, parents, c)
+    pose = start_pose(rigid_starts(problem, W, parents), c, parents, located=located)
     error = _frame_errors(problem, pose, A, Q)
     for step in range(MOST_STEPS):
         progress(step / MOST_STEPS, "Fitting poses")
@@ -49,7 +62,7 @@ def _frame_errors(problem, pose, A, Q):
     return (energy(bone_matrices(pose), A, Q, per_frame=True) + constant).clamp_min(0)
 
 
-def _rigid_starts(problem, W, parents):
+def rigid_starts(problem, W, parents):
     """Rigid motions (F,J,3,4): of every bone the one that explains its vertices best, each counted by its weight."""
     U = homogeneous(problem.rest)
     P = (W[:, :, None] * U[:, None, :]).flatten(1)

@@ -1,8 +1,8 @@
 """The motion to explain, as tensors: trajectories, rest shape, mesh graph, and the Gram matrices everything runs on.
 
 Letters (also in the other modules of this folder): F frames, N welded vertices, B bones.
-    X  (F,3,N)    trajectories, centred and divided by the anchor frame's bounding-box diagonal
-    u  (N,3)      rest shape (at first the anchor frame), U (N,4) the same with a 1 appended
+    X  (F,3,N)    trajectories, centred and divided by the rest shape's bounding-box diagonal
+    u  (N,3)      rest shape (at first the anchor frame or the one that is given), U (N,4) the same with a 1 appended
     W  (N,B)      skin weights
     M  (F,B,3,4)  bone matrices, rest pose to frame f
 With P (N,4B), block b of row v being W[v,b] U[v], the sum of squared errors of frame f is
@@ -29,7 +29,7 @@ class Problem:
     """One sequence ready for the solver; see the module's head for the letters."""
 
     X: torch.Tensor
-    rest: torch.Tensor  # (N,3) the anchor frame's shape, never changed
+    rest: torch.Tensor  # (N,3) shape that the bones move: the anchor frame's, or one that was given; never changed
     neighbours: torch.Tensor  # (N,N) sparse adjacency of the bridged mesh graph, values 1
     smoothing: torch.Tensor  # (N,N) sparse rows of edge rigidity, each row sums to 1
     square_norm: torch.Tensor  # (N,) sum over frames of |x|^2
@@ -48,16 +48,21 @@ class Problem:
         return self.X.device
 
 
-def make_problem(trajectories, edges, anchor: int, device: str = "cpu") -> tuple[Problem, np.ndarray, float]:
-    """Problem, centre (3,) and scale from trajectories (F,N,3) and the edges (E,2) of a connected graph."""
-    rest = trajectories[anchor].astype(np.float64)
+def make_problem(
+    trajectories, edges, anchor: int, device: str = "cpu", *, rest=None
+) -> tuple[Problem, np.ndarray, float]:
+    """Problem, centre (3,) and scale from trajectories (F,N,3) and the edges (E,2) of a connected graph.
+
+    The rest shape is frame `anchor`, or `rest` (N,3).
+    """
+    rest = np.asarray(trajectories[anchor] if rest is None else rest, dtype=np.float64)
     centre = rest.mean(axis=0)
     scale = float(np.linalg.norm(np.ptp(rest, axis=0)))
     frames, vertices = trajectories.shape[:2]
     X = torch.empty((frames, 3, vertices), dtype=torch.float64, device=device)
     for f, positions in enumerate(trajectories):
         X[f] = torch.as_tensor((positions.T - centre[:, None]) / scale, device=device)
-    rest = X[anchor].T.contiguous()
+    rest = torch.as_tensor((rest - centre) / scale, device=device)
     edges = torch.as_tensor(np.asarray(edges, dtype=np.int64), device=device)
     spread = float(((rest - rest.mean(0)) ** 2).sum() / len(rest)) * len(X)
     neighbours, smoothing = _graph(X, rest, edges)

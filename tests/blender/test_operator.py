@@ -374,13 +374,7 @@ def test_stopped_fine_tuning_keeps_the_teacher(addon, learned, phase, how):
     cancel = threading.Event()
     steps = addon.finetune.steps(bpy.context, cancel, patience=0.01)
     wanted = {"reading": PHASES["reading"], "learning": lambda step: step.text.startswith("Epoch 2: PJDD")}
-    advance(steps, wanted[phase])
-    if how == "cancelled":
-        cancel.set()
-        with pytest.raises(addon.errors.Cancelled):
-            advance(steps, lambda step: False)
-    else:
-        steps.close()
+    stop_at(addon, steps, cancel, wanted[phase], how)
     assert scene_state() == before and body.sprig.student == "" and not learned.exists()
     assert not [thread for thread in threading.enumerate() if thread.name == "SPRig"]
 
@@ -490,6 +484,17 @@ def advance(steps, wanted):
     raise AssertionError("the work ended before that step")
 
 
+def stop_at(addon, steps, cancel, wanted, how):
+    """Take steps until one for which `wanted` is true, and stop there: by the user, or because Blender ends it."""
+    advance(steps, wanted)
+    if how == "cancelled":
+        cancel.set()
+        with pytest.raises(addon.errors.Cancelled):
+            advance(steps, lambda step: False)
+    else:
+        steps.close()
+
+
 PHASES = {
     "reading": lambda step: step.exclusive and step.fraction > 0,
     "solving": lambda step: not step.exclusive and step.text not in ("", "Writing the armature"),
@@ -504,13 +509,7 @@ def test_stopped_in_every_phase(addon, phase, how):
     select(source)
     before = scene_state()
     steps, cancel = steps_of(addon, source)
-    advance(steps, PHASES[phase])
-    if how == "cancelled":
-        cancel.set()
-        with pytest.raises(addon.errors.Cancelled):
-            advance(steps, lambda step: False)
-    else:
-        steps.close()
+    stop_at(addon, steps, cancel, PHASES[phase], how)
     assert scene_state() == before
     assert not [thread for thread in threading.enumerate() if thread.name == "SPRig"]
 

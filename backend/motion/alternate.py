@@ -1,0 +1,130 @@
+"""Poses, joints, weights and rest shape of one skeleton in turn, until it replays the motion as well as it can.
+
+The key frames, those that differ most, tell nearly everything; the others join in the final rounds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from .free_bones import correct_rest_shape, vertex_errors
+from .hierarchy import Pose, at_poses, bone_matrices, joint_prior_strength, refine_pose, stretch_gains
+from .problem import Problem, bone_errors, moments, rmse
+from .weights import solve_weights
+
+ROUNDS = 11  # of poses and joints, weights, rest shape on the key frames
+FINAL_ROUNDS = 2  # of poses, weights, rest shape on all frames
+FIRST_STEPS = 3  # Gauss-Newton steps from the free bones' rotations
+FINAL_STEPS = 1
+MOMENTUM = 0.7  # as in free_bones
+FIRST_PRIOR, LAST_PRIOR = 1e-3, 1e-5  # pull of the joints to their prior, loosened from round to round
+NOISE = 5e-4  # diagonals: motion explained better than this is evidence, and the joints' prior counts for less
+STRETCH_GAIN = 0.03  # a bone may stretch when that could lower the squared error by this share
+STRETCH_SHARE = 1 / 8  # of the bones, at most, may stretch
+
+
+@dataclass(frozen=True, eq=False)
+class MotionFit:
+    """Rig of the welded mesh in the trajectories' own units.
+
+    weights (N,B); motion (F,B,4,4), rest pose to frame f; joints (B,3); parents (B,), -1 for a root, parents first;
+    rest (N,3); rmse: fraction of the diagonal over the user's vertices; located: bones with keyed location, the roots
+    among them. Without a hierarchy all parents are -1 and the joints are the bones' weight centroids.
+    """
+
+    weights: np.ndarray
+    motion: np.ndarray
+    joints: np.ndarray
+    parents: np.ndarray
+    rest: np.ndarray
+    rmse: float
+    located: tuple[int, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What is solved, and what may change."""
+
+    problem: Problem
+    counts: torch.Tensor  # (N,) vertices of the user's mesh at each
+    key: Problem  # the key frames alone
+    nearest: torch.Tensor  # (F,) most similar key frame of every frame
+    influences: int = 4
+    rest_correction: bool = True
+    stretch: bool = False
+
+    def error(self, M, W, u) -> float:
+        """RMSE over the vertices of the user's mesh, as a fraction of the diagonal."""
+        squared = self.counts @ vertex_errors(self.problem, M, W, u) / (self.problem.frames * self.counts.sum())
+        return float(squared.sqrt())
+
+
+def alternate(setting: Setting, pose: Pose, W, u, tick, *, priors=None, rounds: int = ROUNDS) -> MotionFit:
+    """Solve a skeleton from `pose` in the key frames, weights W (N,B) and rest shape u (N,3).
+
+    With `priors` (B,3) joints are solved, too, near them; without, they stay where they are. `tick(share)` is called
+    before every round.
+    """
+    problem = setting.key
+    A, Q = moments(problem, W, u)
+    pose = refine_pose(pose, A, Q, steps=FIRST_STEPS)
+    last = None
+    for round_ in range(rounds):
+        tick(round_ / (rounds + FINAL_ROUNDS))
+        pull = None
+        if priors is not None:
+            prior = FIRST_PRIOR * (LAST_PRIOR / FIRST_PRIOR) ** (round_ / (rounds - 1))
+            noise = min(1.0, (rmse(problem, bone_matrices(pose), A, Q) / NOISE) ** 2)
+            pull = joint_prior_strength(pose, A, priors, prior * noise)
+        pose = refine_pose(pose, A, Q, steps=1, joints=pull, priors=priors)
+        M = bone_matrices(pose)
+        ahead = M if last is None else M + MOMENTUM * (M - last)
+        last = M
+        W, u = _skin(setting, problem, ahead, W, u)
+        A, Q = moments(problem, W, u)
+        if setting.stretch and round_ == rounds // 2:
+            pose = replace(pose, located=(*pose.located, *_bones_to_stretch(problem, pose, A, Q)))
+    problem = setting.problem
+    pose = at_poses(pose, setting.nearest)
+    for round_ in range(FINAL_ROUNDS):
+        tick((rounds + round_) / (rounds + FINAL_ROUNDS))
+        pose = refine_pose(pose, *moments(problem, W, u), steps=FINAL_STEPS)
+        M = bone_matrices(pose)
+        W, u = _skin(setting, problem, M, W, u)
+    return to_numpy(M, W, u, pose.c, np.asarray(pose.parents), setting.error(M, W, u), pose.located)
+
+
+def _skin(setting: Setting, problem: Problem, M, W, u):
+    """Weights and rest shape for given poses."""
+    errors = bone_errors(problem, M, u)
+    W = solve_weights(problem, errors, u, W, setting.influences)
+    return W, correct_rest_shape(problem, errors, W) if setting.rest_correction else u
+
+
+def _bones_to_stretch(problem: Problem, pose, A, Q) -> tuple[int, ...]:
+    """The few bones whose own translation would explain most of what is left."""
+    gains = stretch_gains(pose, A, Q)
+    left = rmse(problem, bone_matrices(pose), A, Q) ** 2 * problem.frames * problem.vertices
+    most = max(1, int(len(gains) * STRETCH_SHARE))
+    chosen = torch.argsort(gains, descending=True, stable=True)[:most].tolist()
+    return tuple(sorted(b for b in chosen if float(gains[b]) > STRETCH_GAIN * left))
+
+
+def to_numpy(M, W, u, joints, parents, error: float, located) -> MotionFit:
+    """The fit in the solver's units, from its tensors."""
+    frames, bones = M.shape[:2]
+    motion = np.zeros((frames, bones, 4, 4))
+    motion[..., :3, :] = M.cpu().numpy()
+    motion[..., 3, 3] = 1
+    return MotionFit(W.cpu().numpy(), motion, joints.cpu().numpy(), parents, u.cpu().numpy(), error, tuple(located))
+
+
+def in_scene_units(fit: MotionFit, centre, scale: float) -> MotionFit:
+    """The same fit in the trajectories' units: the solver's are centred at `centre` (3,) and divided by `scale`."""
+    motion = fit.motion.copy()
+    motion[..., :3, 3] = motion[..., :3, 3] * scale + centre - motion[..., :3, :3] @ centre
+    return replace(fit, motion=motion, joints=fit.joints * scale + centre, rest=fit.rest * scale + centre)
