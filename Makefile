@@ -64,6 +64,7 @@ zip: $(VENV)/ready ## the Blender extension, dist/sprig-VERSION.zip
 
 bench: $(VENV)/ready ## tables: accuracy, speed, scaling, networks, time of every stage
 	$(RUN) benchmarks/accuracy.py
+	$(RUN) benchmarks/auto.py
 	$(RUN) benchmarks/speed.py
 	$(RUN) benchmarks/scaling.py
 	$(RUN) benchmarks/networks.py

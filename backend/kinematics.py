@@ -35,9 +35,24 @@ def bone_frames(heads, tails) -> np.ndarray:
     return frames
 
 
+def with_rolls_of(given, frames) -> np.ndarray:
+    """Bone matrices `frames` (J,4,4) with their Z axes turned about Y towards those of `given` (J,4,4).
+
+    A bone whose Y is along the given Z keeps its own.
+    """
+    y, z = frames[:, :3, 1], given[:, :3, 2]
+    x = np.cross(y, z / np.linalg.norm(z, axis=1, keepdims=True))
+    length = np.linalg.norm(x, axis=1, keepdims=True)
+    x = np.where(length > 1e-6, x / np.maximum(length, 1e-30), frames[:, :3, 0])
+    rolled = frames.copy()
+    rolled[:, :3, 0], rolled[:, :3, 2] = x, np.cross(x, y)
+    return rolled
+
+
 def world_bones(rig) -> tuple[np.ndarray, np.ndarray]:
     """World bone matrices of a Rig: rest (J,4,4) and posed (F,J,4,4), both float64."""
-    rest = bone_frames(rig.skeleton.joints, rig.skeleton.tails)
+    own = rig.skeleton.frames
+    rest = bone_frames(rig.skeleton.joints, rig.skeleton.tails) if own is None else own.copy()
     posed = rig.motion @ rest
     rest[:, :3, 3] += rig.origin
     posed[:, :, :3, 3] += rig.origin

@@ -1,23 +1,28 @@
-"""Readable joint names from structure and symmetry: `leg_02.L`, `spine_01`, `tail_03`, `limb_B_01.R`.
+"""Readable joint names from structure and symmetry: `thigh.L`, `spine_01`, `tail_03`, `limb_B_01.R`.
 
 The skeleton is folded along its mirror plane: joints left and right of it become one pair, and a pair gets one name
 with the suffixes that Blender's mirror tools know. The anchor is a pose from the middle of an animation, so the two
 sides do not mirror each other exactly: limbs are paired by where they leave the trunk, how long they are and how they
 branch, rather than by where their ends happen to be.
 
-A name says no more than the skeleton shows. `leg`: a pair the character stands on; `arm`: the one other pair of an
-upright biped; `head`, `tail`: ends of the `spine` that can be told apart. Everything else is a `limb`, a `side` (a
-small pair), a `chain` or a `branch`. A skeleton made from motion alone often mirrors in part only: it gets sides where
-limbs do mirror, across a plane that an axis confirms, and no anatomy.
+A name says no more than the skeleton shows. `leg`: a pair the character stands on, `front_leg` and `hind_leg` where
+there are two and the head shows which is which; `arm`: the one other pair of an upright biped; `hips`, `chest`: the
+joints of the `spine` that carry them; `head`, `tail`: ends of the spine that can be told apart; `neck`: what leads to
+the joint of the head from which ears or jaws fork, or the first of two joints. The limbs of an upright biped are named
+bone by bone (`thigh`, `shin`, `foot`, `toe`; `shoulder`, `upper_arm`, `forearm`, `hand`, `finger`) where two long bones
+of like length show knee or elbow, and numbered otherwise; those of a quadruped are always numbered, since artists give
+them three bones to seven. Everything else is a `limb`, a `side` (a small pair), a `chain` or a `branch`. A skeleton
+made from motion alone often mirrors in part only: it gets sides where limbs do mirror, across a plane that an axis
+confirms, and no anatomy.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 UP = np.array([0.0, 0.0, 1.0])
 # All lengths below are relative to the skeleton's size, the diagonal of its bounding box.
@@ -32,6 +37,21 @@ MAX_PLANES = 64  # mirror planes tried in full
 CLEAR = (
     0.6  # mean credit per joint above which the symmetry is beyond doubt; artists' skeletons reach 0.75 to 1 in motion
 )
+AGREEMENT = 2.0  # degrees between the ways from right to left of pairs that mirror each other exactly
+CARRIER = 0.5  # of a limb's length: a joint further from where the limb begins is no hips or chest, but a helper
+LIKE_LENGTH = 0.5  # of the longer: thigh and shin, or upper arm and forearm, are at least that much alike
+SHORT_BONE = 0.7  # of the upper arm: a shorter bone before it is the shoulder
+EXTREMITY = 0.7  # of the shorter of the two long bones: those of hand and foot are shorter, else they are twist bones,
+ANKLE = 45.0  # or turn away from the shin by so many degrees, as the feet of small fat characters do
+SEGMENTS = {"arm": ("upper_arm", "forearm", "hand", "finger"), "leg": ("thigh", "shin", "foot", "toe")}
+PARTS = {
+    "spine": ("root", "hips", "spine", "chest", "trunk"),
+    "head": ("neck", "head"),
+    "tail": ("tail",),
+    "arm": ("arm", "shoulder", *SEGMENTS["arm"]),
+    "leg": ("leg", "front_leg", "hind_leg", *SEGMENTS["leg"]),
+    "limb": ("limb",),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,18 +104,65 @@ class _Fold:
         return self.score >= CLEAR * len(self.side)
 
 
-def name_joints(joints, parents) -> list[str]:
-    """Names for a skeleton's joints (J,3), parents (J,) before their children: unique, at most 40 characters.
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """What a skeleton shows of a body, for J joints.
 
-    `.L` is the character's own left when the skeleton shows where it faces, else the side of +X, which is the left of
+    names (J,): unique, at most 40 characters; partner (J,): the joint's mirror image or -1; side (J,): +1 on the left,
+    -1 on the right, 0 on the trunk and where nothing mirrors; left (3,): unit vector across the mirror plane.
+    """
+
+    names: tuple[str, ...]
+    partner: np.ndarray
+    side: np.ndarray
+    left: np.ndarray
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether the skeleton has sides at all."""
+        return bool(self.side.any())
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The part of the body that each joint belongs to: one of PARTS, or other."""
+        return tuple(_part(name) for name in self.names)
+
+
+def _part(name: str) -> str:
+    """The part of PARTS that a name belongs to, whatever number, branch or side it has."""
+    base = re.match("[a-z]+(_[a-z]+)?", name)[0].removesuffix("_branch")
+    return next((part for part, bases in PARTS.items() if base in bases), "other")
+
+
+def read_anatomy(joints, parents) -> Anatomy:
+    """Read joints (J,3), parents (J,) before their children, -1 for roots.
+
+    Left is the character's own left when the skeleton shows where it faces, else the side of +X, which is the left of
     a character that faces -Y as Blender's do (+Y for a character whose sides lie along Y, +Z for one that lies down).
     """
     tree = _Tree.of(joints, parents)
     fold = _best_fold(tree)
     base, forward = _base_names(tree, fold)
     left = _left(fold.normal, forward)
-    suffix = {0: "", left: ".L", -left: ".R"}
-    return [name + suffix[side] for name, side in zip(base, fold.side.tolist(), strict=True)]
+    side = left * fold.side
+    names = tuple(name + {0: "", 1: ".L", -1: ".R"}[s] for name, s in zip(base, side.tolist(), strict=True))
+    return Anatomy(names, fold.partner, side, _across(tree, fold.partner, side, left * fold.normal))
+
+
+def name_joints(joints, parents) -> list[str]:
+    """Names for a skeleton's joints (J,3), parents (J,) before their children: those of `read_anatomy`."""
+    return list(read_anatomy(joints, parents).names)
+
+
+def _across(tree: _Tree, partner, side, left) -> np.ndarray:
+    """The way from right to left: the pairs' where all agree, else the fold's, which may have been made straight."""
+    apart = tree.joints[side > 0] - tree.joints[partner[side > 0]]
+    apart = apart[(partner[side > 0] >= 0) & (np.linalg.norm(apart, axis=1) > 0.02 * tree.size)]
+    if len(apart) == 0:
+        return left
+    mean = apart.sum(axis=0) / max(np.linalg.norm(apart.sum(axis=0)), 1e-12)
+    agree = apart @ mean > np.cos(np.radians(AGREEMENT)) * np.linalg.norm(apart, axis=1)
+    return mean if agree.all() and mean @ left > 0 else left
 
 
 def _left(normal, forward) -> int:
@@ -224,6 +291,8 @@ def _assign(here, there, cost, limit: float) -> list:
     """Pairs (a, b, cost) of least total cost, those up to the limit."""
     if not here or not there:
         return []
+    from scipy.optimize import linear_sum_assignment  # the add-on, which writes armatures, is enabled without scipy
+
     table = np.array([[min(cost(a, b), 1e3) for b in there] for a in here])
     rows, columns = linear_sum_assignment(table)
     pairs = [(here[r], there[c], float(table[r, c])) for r, c in zip(rows, columns, strict=True)]
@@ -295,7 +364,11 @@ class _Names:
         """Name a branch: its longest path by number, everything that leaves it as `branch_A`, `branch_B`, …"""
         path = self.path(j)
         self.write_chain(path, name)
-        branches = self.side_branches(path)
+        self.write_side_branches(path, name)
+
+    def write_side_branches(self, path: list[int], name: str) -> None:
+        """Name what leaves a path and has no name yet."""
+        branches = [c for c in self.side_branches(path) if not self.names[c]]
         for index, c in enumerate(branches):
             path = self.path(c)
             self.write_chain(path, f"{name}_branch_{_letter(index)}")
@@ -339,8 +412,25 @@ def _base_names(tree: _Tree, fold: _Fold) -> tuple[list[str], np.ndarray | None]
             np.round([-place @ (UP if forward is None else forward) / tree.size, -place @ UP / tree.size], 6)
         ), j
 
-    _write_trunk(tree, names, trunk, "spine" if fold.clear else "trunk")
-    kinds = {"leg": legs, "arm": arms, "head": head, "tail": tail}
+    kinds = {"leg": legs, "arm": arms}
+    hips, chest = (_carrier(tree, names, limb[0]) if len(limb) == 1 else None for limb in (legs, arms))
+    if len(legs) == 2 and forward is not None:
+        front, hind = sorted(legs, key=order)
+        chest, hips = _carrier(tree, names, front), _carrier(tree, names, hind)
+        if None in (hips, chest):  # feet without legs, as controls of inverse kinematics
+            hips = chest = None
+        else:
+            kinds = {"front_leg": [front], "hind_leg": [hind]}
+    if hips == chest:
+        hips = chest = None
+    _write_trunk(tree, names, trunk, hips, chest, "spine" if fold.clear else "trunk")
+    if arms:
+        _write_limb(tree, names, legs[0], "leg")
+        _write_limb(tree, names, arms[0], "arm")
+        kinds = {}
+    for j in head:
+        _write_head(names, j)
+    kinds["tail"] = tail
     kinds["limb"] = [j for j in limbs if j not in legs + arms]
     kinds["side"] = [j for j in tops if j not in limbs]
     kinds["chain"] = [j for j in ends if j not in head + tail]
@@ -350,11 +440,48 @@ def _base_names(tree: _Tree, fold: _Fold) -> tuple[list[str], np.ndarray | None]
     return names.names, forward
 
 
-def _write_trunk(tree: _Tree, names: _Names, trunk: set, name: str) -> None:
-    """The roots, and the paths of the trunk between them and the limbs."""
+def _carrier(tree: _Tree, names: _Names, limb: int) -> int | None:
+    """The joint of the trunk from which both limbs of a pair leave, if it is near where they begin."""
+    pair = names.pair(limb)
+    above = {int(tree.parents[k]) for k in pair}
+    if len(above) != 1 or min(above) < 0:
+        return None
+    (carrier,) = above
+    apart = np.linalg.norm(np.mean(tree.joints[pair], axis=0) - tree.joints[carrier])
+    return carrier if apart < CARRIER * np.mean(tree.reach[pair]) else None
+
+
+def _between(tree: _Tree, start: int, end: int) -> list[int]:
+    """The joints on the way from one joint to another, without both; empty where they have different roots."""
+
+    def upwards(j):
+        found = [j]
+        while tree.parents[found[-1]] >= 0:
+            found.append(int(tree.parents[found[-1]]))
+        return found
+
+    here, there = upwards(start), upwards(end)
+    meeting = next((j for j in here if j in there), None)
+    if meeting is None:
+        return []
+    way = here[: here.index(meeting) + 1] + there[: there.index(meeting)][::-1]
+    return [j for j in way if j not in (start, end)]
+
+
+def _write_trunk(tree: _Tree, names: _Names, trunk: set, hips: int | None, chest: int | None, name: str) -> None:
+    """The roots, hips and chest where they are known, the way between these two, and the other paths of the trunk."""
     roots = [j for j in sorted(trunk) if tree.parents[j] < 0]
     for index, j in enumerate(roots):
         names.write(j, "root" if len(roots) == 1 else f"root_{_letter(index)}")
+    named = {hips, chest}
+    for j, what in ((hips, "hips"), (chest, "chest")):
+        if j is not None:
+            names.write(j, what)
+    if None not in (hips, chest):
+        between = [j for j in _between(tree, hips, chest) if j not in roots]
+        names.write_chain(between, name)
+        named.update(between)
+        name = "trunk"
     paths = []
     starts = [c for j in roots for c in names.children(j) if c in trunk]
     while starts:
@@ -362,22 +489,89 @@ def _write_trunk(tree: _Tree, names: _Names, trunk: set, name: str) -> None:
         while onward := [c for c in names.children(path[-1]) if c in trunk]:
             path.append(onward[0])
             starts += onward[1:]
-        paths.append(path)
+        paths.append([j for j in path if j not in named])
+    paths = [path for path in paths if path]
     for index, path in enumerate(paths):
         names.write_chain(path, name if len(paths) == 1 else f"{name}_{_letter(index)}")
 
 
+def _write_head(names: _Names, j: int) -> None:
+    """The head begins where the first thing forks off its chain, or is the second of two joints; before it the neck."""
+    path = names.path(j)
+    forks = [k for k in path if any(c not in path for c in names.children(k))]
+    if forks or len(path) <= 2:
+        start = path.index(forks[0]) if forks else len(path) - 1
+        names.write_chain(path[:start], "neck")
+        names.write_chain(path[start:], "head")
+        names.write_side_branches(path, "head")
+    else:
+        names.write_branch(j, "head")
+
+
+def _write_limb(tree: _Tree, names: _Names, j: int, kind: str) -> None:
+    """An arm or leg of an upright biped, bone by bone where knee or elbow can be told, else numbered."""
+    path = [k for k in names.path(j) if names.fold.partner[k] >= 0]  # a sword is no part of the hand
+    start = _first_long_bone(tree, names, path, kind)
+    if start is None:
+        names.write_branch(j, kind)
+        return
+    upper, lower, last, digit = SEGMENTS[kind]
+    end = path[start + 2]
+    digits = [c for c in names.onward(end) if names.fold.partner[c] >= 0]
+    if start:
+        names.write(j, "shoulder")
+    names.write(path[start], upper)
+    names.write(path[start + 1], lower)
+    if len(digits) > 1:
+        path = path[: start + 3]
+        names.write(end, last)
+        for index, c in enumerate(digits):
+            names.write_branch(c, f"{digit}_{_letter(index)}")
+    elif kind == "leg" and len(path) == start + 4:
+        names.write(end, last)
+        names.write(path[-1], digit)
+    else:
+        names.write_chain(path[start + 2 :], last)
+    names.write_side_branches(path, kind)
+
+
+def _first_long_bone(tree: _Tree, names: _Names, path: list[int], kind: str) -> int | None:
+    """Where thigh or upper arm is on the path of a limb: 0, or 1 after a shoulder; None where that is in doubt."""
+    heads = tree.joints[[names.pair(j) for j in path]]
+    bones = np.diff(heads, axis=0)
+    lengths = np.linalg.norm(bones, axis=2).mean(axis=1)
+    if len(lengths) < 2:
+        return None
+    start = int(kind == "arm" and lengths[0] < SHORT_BONE * lengths[1])
+    if len(lengths) < start + 2:
+        return None
+    short, long = sorted(lengths[start : start + 2])
+    forks = [c for j in path[: start + 2] for c in names.onward(j) if c not in path]
+    if any(names.fold.partner[c] >= 0 for c in forks):
+        return None
+    fits = (lengths[start + 2 :] < EXTREMITY * short).all()
+    if kind == "leg" and not fits:  # the foot that stands shows the ankle, the other may be stretched
+        shin, foot = bones[1:3] / np.maximum(np.linalg.norm(bones[1:3], axis=2, keepdims=True), 1e-12)
+        fits = np.sum(shin * foot, axis=1).min() < np.cos(np.radians(ANKLE))
+    return start if short >= LIKE_LENGTH * long and fits else None
+
+
 def _stands_on(tree: _Tree, names: _Names, j: int) -> bool:
-    """Whether the character stands on this pair: both reach from well above down to the skeleton's lowest part."""
+    """Whether the character stands on this pair: both reach from well above down to the skeleton's lowest part.
+
+    One of them may be lifted behind, as in a run.
+    """
     height = tree.joints @ UP
     low, extent = height.min(), np.ptp(height)
     if extent < 0.2 * tree.size:
         return False
+    lifted = []
     for k in names.pair(j):
         lowest = min(height[d] for d in _below(tree, k))
-        if lowest - low > 0.2 * extent or height[k] - lowest < 0.4 * tree.reach[k]:
+        lifted.append((lowest - low) / extent)
+        if height[k] - lowest < (0.4 if lifted[-1] <= 0.2 else 0.2) * tree.reach[k]:
             return False
-    return True
+    return min(lifted) <= 0.2 and max(lifted) <= 0.4
 
 
 def _below(tree: _Tree, j: int) -> list[int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,34 +9,36 @@ import numpy as np
 from .anchor import anchor_frame
 from .device import resolve_device
 from .errors import SprigError, no_progress
-from .metrics import diagonal, rmse_per_frame
-from .naming import name_joints
+from .finish import Clock, Fit, finished_rig
+from .name_presets import NAMES, joint_names
 from .rig import Rig, Skeleton
 from .sequence import MeshSequence
-from .skeletons import bone_tails, joint_evidence
+from .skeletons import bone_tails
 from .surface import prepare
 
-SKELETON_SOURCES = ("auto", "learned", "motion")  # auto means motion until the networks and the motion work together
-HIGH_ERROR = 1.0  # per cent of the diagonal; a rig with more does not replay the sequence faithfully
+SKELETON_SOURCES = ("auto", "learned", "motion")
 
 
 @dataclass(frozen=True)
 class RigOptions:
     """What the user may choose; the defaults are the command line's and the panel's. Raises SprigError for nonsense."""
 
-    skeleton: str = "auto"  # "motion": from the motion alone; "learned": the networks' rig, only its poses are fitted
+    skeleton: str = "auto"  # networks propose, motion decides; "motion" alone; "learned": networks alone, then posed
     joints: int | None = None  # number of joints; None finds it by the tolerance
     tolerance: float = 0.1  # RMSE to reach when the number of joints is found, per cent of the diagonal
     influences: int = 4  # joints that may move one vertex
     rest_correction: bool = True  # the rest shape may move by hundredths of a per cent
     stretch: str = "off"  # "auto": keyed location on the few bones where rotation alone costs most
     anchor: int | None = None  # frame number; None takes the frame of greatest surface area
-    candidates: int = 1  # skeletons that the network proposes, of which the likeliest is taken
+    candidates: int = (
+        1  # skeletons that the network proposes: "auto" takes what fits the motion, "learned" the likeliest
+    )
     temperature: float = 0.0  # 0: the likeliest tokens; above: drawn, the higher the more varied
     checkpoint_skeleton: str | None = None  # files of the networks; None takes SPRig's own
     checkpoint_skinning: str | None = None
-    finetune: int = 0  # epochs that the networks learn this sequence first; "auto" then means their rig
+    finetune: int = 0  # epochs that the networks learn this sequence first
     students: str | None = None  # folder where fine-tuned networks are kept and found again; None keeps none
+    names: str = "sprig"  # of the joints; one of NAMES, the others for humanoids
     seed: int = 0
     device: str = "auto"  # "auto", "cpu", "cuda" or "mps"
 
@@ -57,6 +57,8 @@ class RigOptions:
             raise SprigError(f"The tolerance is {self.tolerance} %; give a positive number.")
         if self.stretch not in ("off", "auto"):
             raise SprigError(f"Stretch is {self.stretch!r}; choose off or auto.")
+        if self.names not in NAMES:
+            raise SprigError(f"There are no joint names {self.names!r}; choose {', '.join(NAMES[:-1])} or {NAMES[-1]}.")
         if self.candidates < 1:
             raise SprigError(f"Candidates is {self.candidates}; give 1 or more.")
         if not (np.isfinite(self.temperature) and self.temperature >= 0):
@@ -66,11 +68,6 @@ class RigOptions:
         if self.finetune and self.skeleton == "motion":
             raise SprigError("A skeleton from the motion has no networks to fine-tune; choose learned or auto.")
 
-    @property
-    def learned(self) -> bool:
-        """Whether skeleton and weights come from the networks."""
-        return self.skeleton == "learned" or self.finetune > 0
-
 
 def rig_sequence(sequence: MeshSequence, options: RigOptions = RigOptions(), progress=no_progress) -> Rig:
     """Rig a sequence. `progress(fraction, text)` is called throughout and may raise Cancelled.
@@ -78,8 +75,8 @@ def rig_sequence(sequence: MeshSequence, options: RigOptions = RigOptions(), pro
     A learned skeleton needs no motion: a single mesh gets a rig that stands still. Raises SprigError when the sequence
     cannot be rigged (too small, flat, or still where the motion is needed).
     """
-    clock = _Clock()
-    learned = options.learned
+    clock = Clock()
+    learned = options.skeleton == "learned"
     device = resolve_device(options.device, double_precision=True)
     if options.joints is not None and options.joints > sequence.vertex_count:
         raise SprigError(
@@ -94,63 +91,32 @@ def rig_sequence(sequence: MeshSequence, options: RigOptions = RigOptions(), pro
 
     with clock.stage("anchor"):
         anchor = anchor_frame(prepared.areas) if options.anchor is None else sequence.position_of(options.anchor)
-        size = diagonal(sequence.vertices[anchor])
 
-    solve = _learned_fit if learned else _motion_fit
-    fit = solve(
+    solve = {"auto": _auto_fit, "learned": _learned_fit, "motion": _motion_fit}
+    fit = solve[options.skeleton](
         sequence, prepared, anchor, options, device, clock, lambda share, text: progress(0.05 + 0.9 * share, text)
     )
 
     with clock.stage("rig"):
         progress(0.95, "Measuring the rig")
-        weights = fit.weights[prepared.vertex_map].astype(np.float32)
-        rest = fit.rest[prepared.vertex_map].astype(np.float32)
-        skeleton = Skeleton(
-            fit.joints,
-            bone_tails(fit.joints, fit.parents, fit.weights, fit.rest),
-            fit.parents,
-            name_joints(fit.joints, fit.parents),
+        names, name_warnings = joint_names(fit.joints, fit.parents, options.names)
+        tails = bone_tails(fit.joints, fit.parents, fit.weights, fit.rest)
+        rig = finished_rig(
+            sequence,
+            prepared,
+            anchor,
+            Skeleton(fit.joints, tails, fit.parents, names),
+            fit,
+            {"seed": options.seed, "device": device},
+            clock,
+            warnings=name_warnings,
+            advice="take the skeleton from the motion" if learned else "ask for more joints or allow stretch",
         )
-        rotation_range, seen = joint_evidence(fit.motion, fit.joints, fit.parents, anchor, size)
-        errors = rmse_per_frame(rest, weights, fit.motion, sequence.vertices, size)
-        warnings = [*prepared.warnings, *fit.warnings, *_error_warning(errors, learned)]
     progress(1.0, "Done")
-    return Rig(
-        skeleton=skeleton,
-        weights=weights,
-        motion=fit.motion,
-        rest_vertices=rest,
-        faces=sequence.faces,
-        anchor=anchor,
-        origin=sequence.origin,
-        fps=sequence.fps,
-        frame_numbers=sequence.frame_numbers,
-        frame_index=sequence.frame_index,
-        seen_in_motion=seen,
-        rotation_range=rotation_range,
-        rmse_per_frame=errors,
-        confidence=fit.confidence,
-        provenance={**fit.provenance, "seed": options.seed, "device": device},
-        warnings=tuple(warnings),
-        seconds=clock.seconds,
-    )
+    return rig
 
 
-@dataclass(frozen=True, eq=False)
-class _Fit:
-    """Rig of the welded mesh: joints (J,3), parents (J,), weights (N,J), rest (N,3), motion (F,J,4,4)."""
-
-    joints: np.ndarray
-    parents: np.ndarray
-    weights: np.ndarray
-    rest: np.ndarray
-    motion: np.ndarray
-    provenance: dict
-    warnings: tuple[str, ...]
-    confidence: np.ndarray | None = None
-
-
-def _motion_fit(_sequence, prepared, anchor: int, options: RigOptions, device: str, clock, progress) -> _Fit:
+def _motion_fit(_sequence, prepared, anchor: int, options: RigOptions, device: str, clock, progress) -> Fit:
     """Skeleton, weights and poses from the motion alone."""
     with clock.stage("motion"):
         progress(0.0, "Reading the motion")
@@ -169,31 +135,16 @@ def _motion_fit(_sequence, prepared, anchor: int, options: RigOptions, device: s
             device=device,
             progress=progress,
         )
-    return _Fit(fit.joints, fit.parents, fit.weights, fit.rest, fit.motion, {"skeleton_source": "motion"}, fit.warnings)
+    return Fit(fit.joints, fit.parents, fit.weights, fit.rest, fit.motion, {"skeleton_source": "motion"}, fit.warnings)
 
 
-def _learned_fit(sequence, prepared, anchor: int, options: RigOptions, device: str, clock, progress) -> _Fit:
+def _learned_fit(sequence, prepared, anchor: int, options: RigOptions, device: str, clock, progress) -> Fit:
     """Skeleton and weights from the networks, which see the anchor frame; only the poses come from the motion."""
-    with clock.stage("networks"):
-        progress(0.0, "Loading the networks")
-        from .learned import load_networks, rig_shape
-
-        networks = load_networks(
-            options.checkpoint_skeleton, options.checkpoint_skinning, resolve_device(options.device)
-        )
-    warnings = ()
-    tuned = 0.8 if options.finetune else 0.0  # of the progress
-    if options.finetune:
-        with clock.stage("finetune"):
-            networks, warnings = _fine_tuned(
-                sequence, anchor, networks, options, lambda share, text: progress(tuned * share, text)
-            )
-
-    def after_tuning(share, text):
-        progress(tuned + (1 - tuned) * share, text)
-
+    networks, warnings, progress = _networks(sequence, prepared, anchor, options, clock, progress)
     rest = prepared.trajectories[anchor].astype(np.float64)
     with clock.stage("learned"):
+        from .learned import rig_shape
+
         rig = rig_shape(
             rest,
             prepared.faces,
@@ -203,7 +154,7 @@ def _learned_fit(sequence, prepared, anchor: int, options: RigOptions, device: s
             temperature=options.temperature,
             influences=options.influences,
             seed=options.seed,
-            progress=lambda share, text: after_tuning(0.1 + 0.5 * share, text),
+            progress=lambda share, text: progress(0.6 * share, text),
         )
     with clock.stage("motion"):
         from .motion.poses import fit_poses
@@ -216,40 +167,91 @@ def _learned_fit(sequence, prepared, anchor: int, options: RigOptions, device: s
             rig.joints,
             rig.parents,
             device=device,
-            progress=lambda share, text: after_tuning(0.6 + 0.4 * share, text),
+            progress=lambda share, text: progress(0.6 + 0.4 * share, text),
         )
     provenance = {"skeleton_source": "learned", "checkpoints": networks.checkpoints}
-    warnings = (*warnings, *rig.warnings)
-    return _Fit(rig.joints, rig.parents, rig.weights, rest, motion, provenance, warnings, rig.confidence)
+    return Fit(
+        rig.joints, rig.parents, rig.weights, rest, motion, provenance, (*warnings, *rig.warnings), rig.confidence
+    )
 
 
-def _fine_tuned(sequence, anchor: int, networks, options: RigOptions, progress):
+def _auto_fit(sequence, prepared, anchor: int, options: RigOptions, device: str, clock, progress) -> Fit:
+    """What the networks propose on the anchor frame, decided by the motion."""
+    networks, warnings, progress = _networks(sequence, prepared, anchor, options, clock, progress)
+    with clock.stage("learned"):
+        from .fusion import fuse, propose
+
+        proposal = propose(
+            prepared,
+            anchor,
+            networks,
+            joints=options.joints,
+            candidates=options.candidates,
+            temperature=options.temperature,
+            influences=options.influences,
+            seed=options.seed,
+            progress=lambda share, text: progress(0.3 * share, text),
+        )
+    with clock.stage("motion"):
+        chosen, tried = fuse(
+            prepared,
+            anchor,
+            proposal.rig,
+            joints=options.joints,
+            tolerance=options.tolerance,
+            influences=options.influences,
+            rest_correction=options.rest_correction,
+            stretch=options.stretch == "auto",
+            device=device,
+            progress=lambda share, text: progress(0.3 + 0.7 * share, text),
+        )
+    fit = chosen.fit
+    provenance = {
+        "skeleton_source": "auto",
+        "checkpoints": networks.checkpoints,
+        "choice": {
+            "proposals": proposal.tried,
+            "candidates": [
+                {
+                    "source": one.source,
+                    "joints": len(one.fit.parents),
+                    "rmse_percent": 100 * one.fit.rmse,
+                    "chosen": one is chosen,
+                }
+                for one in tried
+            ],
+            "reason": chosen.reason,
+        },
+    }
+    warnings = (*warnings, *proposal.rig.warnings, *fit.warnings)
+    return Fit(fit.joints, fit.parents, fit.weights, fit.rest, fit.motion, provenance, warnings, chosen.confidence)
+
+
+def _networks(sequence, prepared, anchor: int, options: RigOptions, clock, progress):
+    """The networks, fine-tuned where that is asked for, what the user should know, and the progress of what follows."""
+    with clock.stage("networks"):
+        progress(0.0, "Loading the networks")
+        from .learned import load_networks
+
+        networks = load_networks(
+            options.checkpoint_skeleton, options.checkpoint_skinning, resolve_device(options.device)
+        )
+    if not options.finetune:
+        return networks, (), lambda share, text: progress(0.05 + 0.95 * share, text)
+    tuned = 0.8  # of the progress
+    with clock.stage("finetune"):
+        networks, warnings = _fine_tuned(
+            sequence, prepared, anchor, networks, options, lambda share, text: progress(tuned * share, text)
+        )
+    return networks, warnings, lambda share, text: progress(tuned + (1 - tuned) * share, text)
+
+
+def _fine_tuned(sequence, prepared, anchor: int, networks, options: RigOptions, progress):
     """Networks that know this sequence, found or made, and what the user should know."""
-    from .finetune.clip import make_clip
+    from .finetune.clip import clip_of
     from .finetune.students import networks_for
     from .finetune.train import FineTuneConfig
 
     config = FineTuneConfig(epochs=options.finetune, seed=options.seed)
-    clip = make_clip(sequence, sequence.name, anchor=anchor)
+    clip = clip_of(prepared, sequence.name, anchor)
     return networks_for(sequence, clip, networks, config, options.students, progress=progress)
-
-
-def _error_warning(errors, learned: bool) -> list[str]:
-    error = float(np.sqrt(np.mean(errors**2)))
-    if error <= HIGH_ERROR:
-        return []
-    advice = "take the skeleton from the motion" if learned else "ask for more joints or allow stretch"
-    return [f"The rig replays the sequence only to {error:.2g} % of its size; {advice}."]
-
-
-class _Clock:
-    """Wall time per stage, seconds."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str):
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - start

@@ -30,6 +30,7 @@ def rig_report(
     rig: Rig,
     *,
     source: str,
+    clip_sources=(),
     object_names,
     influences: int,
     seconds: dict[str, float] | None = None,
@@ -38,9 +39,10 @@ def rig_report(
 ) -> dict:
     """Describe a finished rig in JSON types.
 
-    source: the input as the user named it; object_names: the meshes that the rig moves; influences: how many joints
-    could move one vertex; seconds: wall time of stages around the rigging (reading, writing), beside the rig's own;
-    warnings: sentences beside the rig's own; peak_memory: MiB beyond the imports (`peak_memory_mb`), None if unknown.
+    source: the input as the user named it; clip_sources: of several clips each one's; object_names: the meshes that the
+    rig moves; influences: how many joints could move one vertex; seconds: wall time of stages around the rigging
+    (reading, writing), beside the rig's own; warnings: sentences beside the rig's own; peak_memory: MiB beyond the
+    imports (`peak_memory_mb`), None if unknown.
     """
     skeleton, numbers = rig.skeleton, rig.frame_numbers
     return {
@@ -77,7 +79,29 @@ def rig_report(
         "seconds": {stage: float(spent) for stage, spent in {**(seconds or {}), **rig.seconds}.items()},
         "peak_memory_mb": peak_memory,
         "warnings": list(dict.fromkeys([*warnings, *rig.warnings])),
+        **({"choice": rig.provenance["choice"]} if "choice" in rig.provenance else {}),
+        **({"clips": _clips(rig, clip_sources)} if rig.clips else {}),
     }
+
+
+def _clips(rig: Rig, sources) -> list[dict]:
+    """Each clip's own figures. Frame numbers start again with every clip, so only here it shows whose a frame is."""
+    found = []
+    for clip, source in zip(rig.clips, sources, strict=True):
+        numbers, errors = rig.frame_numbers[clip.rows], rig.rmse_per_frame[clip.rows]
+        holds_anchor = clip.start <= rig.anchor < clip.stop
+        found.append(
+            {
+                "input": str(source),
+                "name": clip.name,
+                "frames": len(numbers),
+                "fps": float(clip.fps),
+                "anchor_frame": int(rig.frame_numbers[rig.anchor]) if holds_anchor else None,
+                "rmse_percent": float(np.sqrt(np.mean(errors**2))),
+                "worst_frame": int(numbers[errors.argmax()]),
+            }
+        )
+    return found
 
 
 def write_report(path, report: dict) -> None:

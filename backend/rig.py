@@ -11,18 +11,21 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .errors import SprigError
+from .sequence import ClipSpan
 
 ROW_SUM_TOLERANCE = 1e-4  # float32 rows of a handful of entries sum to 1 within a few 1e-7; more means a bug
 
 
 @dataclass(frozen=True, eq=False)
 class Skeleton:
-    """joints, tails (J,3) float64; parents (J,) int32 with parent < child and -1 for a root; names (J,) unique."""
+    """joints, tails (J,3) float64; parents (J,) int32 with parent < child and -1 for a root; names (J,) unique;
+    frames (J,4,4) float64: rest matrices of bones that were given with rolls of their own, else None."""
 
     joints: np.ndarray
     tails: np.ndarray
     parents: np.ndarray
     names: tuple[str, ...]
+    frames: np.ndarray | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "joints", np.ascontiguousarray(self.joints, dtype=np.float64))
@@ -35,6 +38,10 @@ class Skeleton:
                 raise SprigError(f"{name} should have shape {shape}, shape is {getattr(self, name).shape}.")
         if count == 0 or len(self.names) != count or len(set(self.names)) != count:
             raise SprigError("A skeleton needs at least one joint and as many different names as joints.")
+        if self.frames is not None:
+            object.__setattr__(self, "frames", np.ascontiguousarray(self.frames, dtype=np.float64))
+            if self.frames.shape != (count, 4, 4):
+                raise SprigError(f"frames should have shape {(count, 4, 4)}, shape is {self.frames.shape}.")
         if not (np.isfinite(self.joints).all() and np.isfinite(self.tails).all()):
             raise SprigError("The skeleton has joints that are not finite.")
         if (self.parents < -1).any() or (self.parents >= np.arange(count)).any():
@@ -50,8 +57,8 @@ class Rig:
 
     weights (V,J) float32, rows on the simplex; motion (F,J,4,4) float64 takes the rest pose to frame f;
     rest_vertices (V,3) float32; faces (M,3); anchor: 0-based position among these frames; origin (3,) float64;
-    frame_numbers, frame_index (F,) as in MeshSequence; seen_in_motion (J,) bool: the motion moves this joint against
-    its parent; rotation_range (J,) radians, largest rotation against the parent relative to the anchor pose;
+    frame_numbers, frame_index (F,) and clips as in MeshSequence; seen_in_motion (J,) bool: the motion moves this joint
+    against its parent; rotation_range (J,) radians, largest rotation against the parent relative to the anchor pose;
     confidence (J,) in [0, 1], NaN where nothing is known; rmse_per_frame (F,) in per cent of the anchor frame's
     bounding-box diagonal; provenance: what made it; warnings: sentences for the user; seconds: wall time per stage.
     """
@@ -73,6 +80,7 @@ class Rig:
     provenance: dict = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     seconds: dict = field(default_factory=dict)
+    clips: tuple[ClipSpan, ...] = ()
 
     def __post_init__(self):
         joints = len(self.skeleton)

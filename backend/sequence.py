@@ -16,13 +16,30 @@ from .errors import SprigError
 MIN_VERTICES = 4  # fewer cannot span a volume, so no rigid motion is determined
 
 
+@dataclass(frozen=True)
+class ClipSpan:
+    """One of several clips whose frames follow each other: it has the positions from `start` up to before `stop`."""
+
+    name: str
+    fps: float
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> slice:
+        """Selects the clip's own from an array over all frames."""
+        return slice(self.start, self.stop)
+
+
 @dataclass(frozen=True, eq=False)
 class MeshSequence:
     """F frames of V vertices joined by M triangles; checked on construction, so later code checks nothing twice.
 
     vertices (F,V,3) float32 relative to origin; faces (M,3) int32; origin (3,) float64;
     object_id (V,) int32 indexes object_names; frame_numbers (F,) int32 are the scene's (1.. where a file has none);
-    frame_index (F,) int32 are the 0-based positions of the frames in the input.
+    frame_index (F,) int32 are the 0-based positions of the frames in the input;
+    clips: one or several inputs one after another (`join_clips`), each with frame numbers, positions and a rate of its
+    own; empty for a sequence that was not joined.
     Raises SprigError when shapes, indices or values are not usable.
     """
 
@@ -36,6 +53,7 @@ class MeshSequence:
     frame_index: np.ndarray = None
     name: str = "sequence"
     warnings: tuple[str, ...] = ()
+    clips: tuple[ClipSpan, ...] = ()
 
     def __post_init__(self):
         with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which _check reports
@@ -90,7 +108,9 @@ class MeshSequence:
             raise SprigError(f"The frame rate is {self.fps}; give a positive one.")
         if self.object_id.min() < 0 or self.object_id.max() >= len(self.object_names):
             raise SprigError("object_id points outside the list of objects; export the mesh again.")
-        if frames > 1 and (np.diff(self.frame_numbers) <= 0).any():
+        starts = [clip.start for clip in self.clips]
+        assert not starts or starts == [0, *(clip.stop for clip in self.clips[:-1])], self.clips
+        if any((np.diff(numbers) <= 0).any() for numbers in np.split(self.frame_numbers, starts)):
             raise SprigError("Frame numbers should increase from frame to frame.")
 
     @classmethod
@@ -119,15 +139,20 @@ class MeshSequence:
         return self.vertices[frame].astype(np.float64) + self.origin
 
     def position_of(self, frame_number: int) -> int:
-        """0-based position of a frame number; SprigError when the sequence does not hold it."""
-        found = np.flatnonzero(self.frame_numbers == frame_number)
+        """0-based position of a frame number, of several clips in the first; SprigError when it is not there."""
+        numbers = self.frame_numbers[self.clips[0].rows] if self.clips else self.frame_numbers
+        found = np.flatnonzero(numbers == frame_number)
         if len(found) == 0:
-            first, last = self.frame_numbers[0], self.frame_numbers[-1]
-            raise SprigError(f"Frame {frame_number} is not in the sequence; choose one from {first} to {last}.")
+            where = f"the first clip, {self.clips[0].name}" if self.clips else "the sequence"
+            raise SprigError(f"Frame {frame_number} is not in {where}; choose one from {numbers[0]} to {numbers[-1]}.")
         return int(found[0])
 
     def with_frames(self, start: int, end: int, step: int = 1) -> MeshSequence:
-        """Keep the frame numbers start, start+step, … up to and including end; SprigError when none is left."""
+        """Keep the frame numbers start, start+step, … up to and including end; SprigError when none is left.
+
+        For a sequence of one clip: frames are chosen before clips are joined.
+        """
+        assert not self.clips, "several clips have no common frame numbers"
         first, last = int(self.frame_numbers[0]), int(self.frame_numbers[-1])
         if step < 1:
             raise SprigError(f"The frame step is {step}; give 1 or more.")

@@ -45,17 +45,22 @@ def joint_evidence(motion, joints, parents, anchor: int, diagonal: float) -> tup
     motion (F,J,4,4), rest pose to frame; a joint is seen when it turns by more than SEEN_ANGLE against its parent, or
     travels (roots and stretching joints).
     """
-    rotation = motion[..., :3, :3]
     parent = np.asarray(parents)
     has_parent = parent >= 0
-    above = np.where(has_parent[:, None, None], rotation[:, np.maximum(parent, 0)], np.eye(3))
-    local = above.swapaxes(-1, -2) @ rotation
-    change = local[anchor].swapaxes(-1, -2) @ local
-    cosine = (np.trace(change, axis1=-2, axis2=-1) - 1) / 2
-    angle = np.arccos(np.clip(cosine, -1, 1)).max(axis=0)
+    angle = rotation_ranges(motion[..., :3, :3], parent, anchor)
     heads = np.concatenate([joints, np.ones((len(joints), 1))], axis=1)
     own = np.einsum("fjik,jk->fji", motion[..., :3, :], heads)
     carried = np.einsum("fjik,jk->fji", motion[:, np.maximum(parent, 0), :3, :], heads)
     travel = own - np.where(has_parent[:, None], carried, own[anchor])
     shift = np.linalg.norm(travel - travel[anchor], axis=-1).max(axis=0)
     return angle, (angle > SEEN_ANGLE) | (shift > SEEN_SHIFT * diagonal)
+
+
+def rotation_ranges(rotation, parents, anchor: int) -> np.ndarray:
+    """Largest turn (J,) of each joint against its parent, relative to frame `anchor`: radians; rotation (F,J,3,3)."""
+    parent = np.asarray(parents)
+    above = np.where((parent >= 0)[:, None, None], rotation[:, np.maximum(parent, 0)], np.eye(3))
+    local = above.swapaxes(-1, -2) @ rotation
+    change = local[anchor].swapaxes(-1, -2) @ local
+    cosine = (np.trace(change, axis1=-2, axis2=-1) - 1) / 2
+    return np.arccos(np.clip(cosine, -1, 1)).max(axis=0)

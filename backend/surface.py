@@ -352,6 +352,22 @@ def surface_areas(vertices, faces) -> np.ndarray:
     return np.array([face_areas(frame, faces).sum() for frame in vertices])
 
 
+def winding_numbers(points, vertices, faces) -> np.ndarray:
+    """How often the surface winds around points (K,3): (K,), 1 inside of a closed one, 0 outside, between for holes.
+
+    Solid angles of all triangles (van Oosterom & Strackee 1983), summed (Jacobson et al. 2013).
+    """
+    found = np.empty(len(points))
+    corners = np.asarray(vertices, dtype=np.float64)[faces]
+    for k, point in enumerate(np.asarray(points, dtype=np.float64)):
+        a, b, c = (corners[:, i] - point for i in range(3))
+        la, lb, lc = (np.linalg.norm(side, axis=1) for side in (a, b, c))
+        volume = np.einsum("ij,ij->i", a, np.cross(b, c))
+        spread = la * lb * lc + (a * b).sum(1) * lc + (b * c).sum(1) * la + (c * a).sum(1) * lb
+        found[k] = np.arctan2(volume, spread).sum() / (2 * np.pi)
+    return found
+
+
 def vertex_normals(vertices, faces) -> np.ndarray:
     """Unit normals (…,V,3) float64, weighted by area; zero where a vertex has no face with an area."""
     vertices, faces = np.asarray(vertices), np.asarray(faces)

@@ -91,6 +91,7 @@ def rig_choices(context) -> dict[str, Any]:
         "influences": settings.influences,
         "rest_correction": settings.rest_correction,
         "stretch": "auto" if settings.stretch else "off",
+        "names": settings.names,
         "anchor": settings.anchor_frame if settings.anchor_mode == "FRAME" else None,
         "seed": settings.seed,
         "device": preferences.device(context),
@@ -104,8 +105,8 @@ def steps(context, cancel: threading.Event, patience: float) -> Steps:
     check_meshes(sources, may_be_still=context.scene.sprig.skeleton == "learned")
     scene, numbers, choices = context.scene, frame_numbers(context.scene), rig_choices(context)
     wants_corrective = scene.sprig.corrective
-    student = student_of(sources) if choices["skeleton"] == "learned" else None
-    identities = [_Identity.of(source) for source in sources]
+    student = None if choices["skeleton"] == "motion" else student_of(sources)
+    identities = [Identity.of(source) for source in sources]
     scene_uid = scene.session_uid
     sequence = yield from read_frames(context, sources, numbers, cancel)
 
@@ -114,21 +115,26 @@ def steps(context, cancel: threading.Event, patience: float) -> Steps:
             yield Step(READ + (SOLVED - READ) * job.fraction, job.text)
     rig = job.result()
 
+    started += yield from ready_to_write(context, scene_uid, cancel)
+    sources = [identity.find(context) for identity in identities]
+    corrective = sequence if wants_corrective else None
+    written = write_armature(context, rig, sources, sequence.object_id, corrective=corrective)
+    remember(written, rig, sequence, time.perf_counter() - started)
+    result = written.armature.sprig
+    return f"{written.armature.name}: {result.joints} joints, RMSE {result.rmse:.3f} %, in {result.seconds:.1f} s"
+
+
+def ready_to_write(context, scene_uid: int, cancel: threading.Event) -> Generator[Step, None, float]:
+    """Wait until the scene can be written to; returns the seconds that took, which are not our time."""
     yield Step(SOLVED, "Writing the armature")
     solved = time.perf_counter()
     while context.mode != "OBJECT" or context.scene.session_uid != scene_uid:
         if cancel.is_set():
             raise Cancelled
-        yield Step(SOLVED, f"Ready; waiting for Object Mode in {_scene_name(scene_uid)}")
-    started += time.perf_counter() - solved  # waiting for the user is not our time
+        yield Step(SOLVED, f"Ready; waiting for Object Mode in {scene_name(scene_uid)}")
     if cancel.is_set():
         raise Cancelled
-    sources = [identity.find(context) for identity in identities]
-    corrective = sequence if wants_corrective else None
-    written = write_armature(context, rig, sources, sequence.object_id, corrective=corrective)
-    _remember(written, rig, sequence, time.perf_counter() - started)
-    result = written.armature.sprig
-    return f"{written.armature.name}: {result.joints} joints, RMSE {result.rmse:.3f} %, in {result.seconds:.1f} s"
+    return time.perf_counter() - solved
 
 
 def check_meshes(sources: list[bpy.types.Object], may_be_still: bool = False) -> None:
@@ -172,7 +178,7 @@ def _solve(sequence: MeshSequence, choices: dict[str, Any], student: Path | None
         raise SprigError("There is not enough memory for this sequence; take fewer frames or a larger step.") from error
 
 
-def _remember(written: WrittenRig, rig, sequence: MeshSequence, seconds: float) -> None:
+def remember(written: WrittenRig, rig, sequence: MeshSequence, seconds: float) -> None:
     """Keep on the armature what the result box shows."""
     result = written.armature.sprig
     result.joints = len(rig.skeleton)
@@ -186,7 +192,7 @@ def _remember(written: WrittenRig, rig, sequence: MeshSequence, seconds: float) 
     result.warnings = "\n".join(dict.fromkeys([*sequence.warnings, *rig.warnings]))
 
 
-def _scene_name(uid: int) -> str:
+def scene_name(uid: int) -> str:
     for scene in bpy.data.scenes:
         if scene.session_uid == uid:
             return f"the scene {scene.name}"
@@ -194,7 +200,7 @@ def _scene_name(uid: int) -> str:
 
 
 @dataclass(frozen=True)
-class _Identity:
+class Identity:
     """Which object was read, without a reference to it (undo makes those invalid), and what its mesh was like."""
 
     uid: int
@@ -203,7 +209,7 @@ class _Identity:
     topology: int
 
     @classmethod
-    def of(cls, source: bpy.types.Object) -> _Identity:
+    def of(cls, source: bpy.types.Object) -> Identity:
         mesh = source.data
         corners = np.empty(len(mesh.loops), dtype=np.int32)
         mesh.loops.foreach_get("vertex_index", corners)

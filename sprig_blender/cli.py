@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import importlib.util
 import itertools
 import json
@@ -36,15 +37,22 @@ CANCEL_SENTENCE = "cancelled; nothing was written"
 SCENE_SUFFIXES = (".fbx", ".glb", ".gltf", ".usd", ".usda", ".usdc", ".dae", ".blend")  # read through Blender
 OUT_SUFFIXES = (".blend", ".glb", ".fbx", ".usdc", ".npz")
 SKELETON_SOURCES = ("auto", "learned", "motion")  # the pipeline's, which loads numpy
+FITS = ("both", "weights", "motion")  # backend/armature.py's, likewise
+NAMES = ("sprig", "unity", "unreal", "mixamo", "rigify")  # backend/name_presets.py's, for the same reason
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "elephant_walk.abc"
 MAX_SEED = 2**32 - 1  # what every random generator accepts
 MAX_EPOCHS = 1000  # a slip of the finger is more
 
-# Options with the values that ask for nothing: those of the networks, and those that later versions will have.
+# Options of the networks, with the values that ask for nothing.
 OF_THE_NETWORKS = {
     "--candidates": 1, "--temperature": 0.0, "--checkpoint-skeleton": None, "--checkpoint-skinning": None,
+    "--finetune": 0,
 }  # fmt: skip
-LATER = {"--same-character": False}
+OF_MADE_SKELETONS = {  # options that mean nothing for bones that are there, with the values that ask for nothing
+    "--joints": None, "--tolerance": 0.1, "--stretch": "off", "--names": "sprig", "--candidates": 1,
+    "--temperature": 0.0, "--finetune": 0, "--checkpoint-skeleton": None,
+}  # fmt: skip
+OF_GIVEN_SKELETONS = {"--fit": "both", "--rest-frame": None}
 EPOCHS = 12  # of `sprig finetune`, FineTuneConfig's own
 
 DESCRIPTION = "Turn an animated mesh sequence into one rig: a skeleton, skin weights, and bones that replay the motion."
@@ -62,13 +70,21 @@ examples:
   sprig rig dance.fbx -o dance.glb --frames 10:80 --report dance.json --preview dance.png
   sprig rig cloth.pc2 --rest cloth.obj -o cloth.usdc --stretch auto
   sprig rig scan_frames/ -o scan.npz --fps 30 --up y --joints 24
+  sprig rig walk.abc run.abc -o wolf.blend --same-character
+  sprig rig wolf.blend -o fitted.blend --skeleton Armature
 
 INPUT is read by its suffix: .abc .fbx .glb .gltf .usd .usda .usdc .dae .blend .npz .anime .bin, .mdd or .pc2 with
 --rest, or a folder of OBJ or PLY frames. OUT is written by its suffix: .blend .glb .fbx .usdc .npz.
+Several INPUTs show one character (the same vertices in the same order) and get one rig, with an animation for each,
+called like its file; options for reading apply to each of them, and --anchor N is a frame of the first.
+--skeleton ARMATURE is an armature in INPUT, FILE.npz one that SPRig wrote: its bones stay as they are, and weights and
+motion are fitted to the sequence. The mesh's shape in its rest pose is that of the bound mesh, the file's, or frame
+--rest-frame. Weights that are there are where the fit starts, and locked vertex groups keep theirs.
 Frame numbers are the file's; a file that has none counts from 1. Write a negative start as --frames=-10:20.
 --finetune first teaches the networks to give one rig for all frames of this sequence (minutes); what they learned is
-kept in your cache folder and used again for the same sequence, networks, epochs and seed. It is about the networks'
-rig, as with --skeleton learned; for now that is also what --skeleton auto means with it.
+kept in your cache folder and used again for the same sequence, networks, epochs and seed.
+--skeleton auto lets the networks propose skeletons and the motion decide; learned is the networks' rig as it is, motion
+does without networks.
 Exit status: 0 done, 2 bad input or usage, 130 cancelled, 1 a bug (a log file is named).
 """
 FINETUNE_EXAMPLES = """
@@ -244,6 +260,15 @@ def _add_rigging(parser):
         "--skeleton", default="auto", metavar="auto|learned|motion|FILE.npz|ARMATURE", help="where it comes from (auto)"
     )
     parser.add_argument(
+        "--fit", choices=FITS, default="both", help="what of a given skeleton is found; the other is its own (both)"
+    )
+    parser.add_argument(
+        "--rest-frame",
+        type=_frame_number,
+        metavar="N",
+        help="frame in which the mesh has the given armature's rest pose (where it is not bound to it)",
+    )
+    parser.add_argument(
         "--joints", type=_number(int, 2, word="auto"), metavar="N", help="how many (auto: by --tolerance)"
     )
     parser.add_argument(
@@ -269,6 +294,9 @@ def _add_rigging(parser):
         help="off: rotations and one root translation; auto: the few bones that need it may also move (off)",
     )
     parser.add_argument(
+        "--names", choices=NAMES, default="sprig", help="of the joints; all but sprig are for humanoids (sprig)"
+    )
+    parser.add_argument(
         "--candidates", type=_number(int, 1), default=1, metavar="N", help="skeletons to choose from (1)"
     )
     parser.add_argument("--temperature", type=_number(float, 0), default=0.0, metavar="T", help="of the decoder (0)")
@@ -279,7 +307,7 @@ def _add_rigging(parser):
         metavar="EPOCHS",
         help="teach the networks this sequence first; with --skeleton auto, too, the rig is then the networks' (0)",
     )
-    parser.add_argument("--same-character", action="store_true", help="several INPUTs, one rig, one action each")
+    parser.add_argument("--same-character", action="store_true", help="several INPUTs, one rig, one animation each")
     _add_networks(parser)
 
 
@@ -378,19 +406,36 @@ class _Version(argparse.Action):
 
 def _check_skeleton(options):
     """The skeleton source is one that there is, and the options are its own."""
-    for option in _asked(options, LATER):
-        raise SprigError(f"{option} is not part of this version; leave it out.")
     if options.skeleton not in SKELETON_SOURCES:
-        raise SprigError(
-            f"--skeleton {options.skeleton}: fitting a given skeleton is not part of this version; use --skeleton "
-            f"{' or '.join(SKELETON_SOURCES)}."
-        )
-    if options.finetune and options.skeleton == "motion":
-        raise SprigError("--finetune belongs to the networks; use --skeleton learned, or leave it out.")
-    if options.skeleton != "learned" and not options.finetune:
+        _check_given(options)
+        return
+    for option in _asked(options, OF_GIVEN_SKELETONS):
+        raise SprigError(f"{option} belongs to a given skeleton; name it with --skeleton, or leave it out.")
+    if options.skeleton == "motion":
         for option in _asked(options, OF_THE_NETWORKS):
-            raise SprigError(f"{option} belongs to the networks; add --skeleton learned, or leave it out.")
+            raise SprigError(f"{option} belongs to the networks; use --skeleton auto or learned, or leave it out.")
     _check_checkpoints(options)
+
+
+def _check_given(options):
+    """A skeleton in a file or in the first INPUT, and no option that would change its bones."""
+    for option in _asked(options, OF_MADE_SKELETONS):
+        raise SprigError(f"{option} does not apply to a skeleton that is given, whose bones stay; leave it out.")
+    if _is_skeleton_file(options):
+        if not Path(options.skeleton).is_file():
+            raise SprigError(f"There is no file {options.skeleton}; check the name of the skeleton.")
+    elif Path(options.input[0]).suffix.lower() not in SCENE_SUFFIXES:
+        raise SprigError(
+            f"--skeleton {options.skeleton}: {options.input[0]} holds no armatures; give "
+            f"{', '.join(SKELETON_SOURCES)}, a FILE.npz, or an INPUT of {' '.join(SCENE_SUFFIXES)}."
+        )
+    elif options.fit == "weights" and len(options.input) > 1:
+        raise SprigError("--fit weights takes the armature's poses in one INPUT; give one, or leave it out.")
+    _check_checkpoints(options)
+
+
+def _is_skeleton_file(options) -> bool:
+    return options.skeleton.lower().endswith(".npz")
 
 
 def _check_checkpoints(options):
@@ -436,9 +481,9 @@ def _check_input(options) -> bool:
     return not native
 
 
-def _check_outputs(source: Path, outputs):
-    """Every output is a file of its own, and none of them the input."""
-    seen = {os.path.realpath(source): "the input"}
+def _check_outputs(sources, outputs):
+    """Every output is a file of its own, and none of them an input."""
+    seen = {os.path.realpath(source): "the input" for source in sources}
     for purpose, path in outputs:
         real = os.path.realpath(path)
         if real in seen:
@@ -473,11 +518,13 @@ def _check_libraries():
 
 def _rig(options, console: Console):
     _check_skeleton(options)
-    if len(options.input) > 1:
-        raise SprigError("Several INPUTs need --same-character, which is not part of this version; give one.")
-    options.input = options.input[0]
+    several = len(options.input) > 1
+    if several and not options.same_character:
+        raise SprigError("Several INPUTs need --same-character, which gives them one rig; add it, or give one INPUT.")
     if options.out.suffix.lower() not in OUT_SUFFIXES:
         raise SprigError(f"{options.out} has no suffix that can be written; give one of {' '.join(OUT_SUFFIXES)}.")
+    if several and options.out.suffix.lower() == ".usdc":
+        raise SprigError(f"{options.out} could hold one animation only; give .blend, .glb, .fbx or .npz for several.")
     if options.preview and options.preview.suffix.lower() != ".png":
         raise SprigError(f"{options.preview} should be a .png file; the preview is written as PNG.")
     report = _rig_and_write(options, [options.out], console)
@@ -493,16 +540,16 @@ def _demo(options, console: Console):
     report, preview = options.out / "report.json", options.out / "preview.png"
     arguments = ["rig", EXAMPLE, "-o", scene, "--report", report, "--preview", preview]
     rigging = _parse([str(argument) for argument in arguments])
-    rigging.input = EXAMPLE
     _say_summary(console, _rig_and_write(rigging, [scene, gltf], console), [scene, gltf, report, preview])
     console.say(f"Open {scene} in Blender and press the space bar, or look at {preview}.")
 
 
 def _rig_and_write(options, outputs: list[Path], console: Console) -> dict:
     """Read, rig once, write every output together with report and preview, and return the report."""
-    only_blender_reads = _check_input(options)
+    clips = [argparse.Namespace(**{**vars(options), "input": path}) for path in options.input]
+    only_blender_reads = [_check_input(clip) for clip in clips]
     extra = {purpose: path for purpose, path in (("report", options.report), ("preview", options.preview)) if path}
-    _check_outputs(Path(options.input), [*(("the output", path) for path in outputs), *extra.items()])
+    _check_outputs(options.input, [*(("the output", path) for path in outputs), *extra.items()])
     arrays = [path for path in outputs if path.suffix.lower() == ".npz"]
     scenes = [path for path in outputs if path not in arrays]
     wants_scene = bool(scenes or options.preview)
@@ -510,31 +557,32 @@ def _rig_and_write(options, outputs: list[Path], console: Console) -> dict:
     with PendingFiles() as files:
         pending = {path: files.add(path) for path in (*outputs, *extra.values())}
         console.progress(0.0, "Starting")
-        headless = _headless() if only_blender_reads or wants_scene else None
+        headless = _headless() if any(only_blender_reads) or wants_scene else None
+        from ..backend.armature import rig_with
         from ..backend.device import load_torch
         from ..backend.formats.npz import write_rig
         from ..backend.pipeline import rig_sequence
-        from ..backend.report import peak_memory_mb, rig_report, write_report
+        from ..backend.report import peak_memory_mb, rig_report
 
         load_torch()  # the pipeline's own import comes later, but is no part of the run's memory
         imports = peak_memory_mb()
         started = time.perf_counter()
-        if only_blender_reads:
-            sequence, sources = headless.read_scene(options, console.part(0.05, 0.2))
-        else:
-            sequence, sources = _read_native(options, console.part(0.05, 0.1)), None
-            if wants_scene and Path(options.input).suffix.lower() == ".abc":
-                sequence, sources = headless.read_archive(options, sequence, console.part(0.1, 0.2))
+        sequence, sources = _read_clips(clips, only_blender_reads, headless, wants_scene, console.part(0.05, 0.2))
         read = time.perf_counter() - started
 
-        rig = rig_sequence(sequence, _rig_options(options), console.part(0.2, 0.85))
+        given, own = _given_skeleton(options, headless, sequence, sources)
+        solving = console.part(0.2, 0.85)
+        if given is None:
+            rig = rig_sequence(sequence, _rig_options(options), solving)
+        else:
+            rig = rig_with(sequence, given, _rig_options(options), solving, fit=options.fit)
 
         started = time.perf_counter()
         console.progress(0.85, "Writing")
         for path in arrays:
             write_rig(pending[path], rig)
         if wants_scene:
-            scene = headless.RiggedScene.build(rig, sequence, sources)
+            scene = headless.RiggedScene.build(rig, sequence, sources, own)
             for path in scenes:
                 scene.export(pending[path])
             if options.preview:
@@ -542,21 +590,76 @@ def _rig_and_write(options, outputs: list[Path], console: Console) -> dict:
                 scene.render(pending[options.preview])
         report = rig_report(
             rig,
-            source=str(options.input),
+            source=", ".join(map(str, options.input)),
+            clip_sources=options.input,
             object_names=sequence.object_names,
             influences=options.influences,
             seconds={"read": read, **rig.seconds, "write": time.perf_counter() - started},
             warnings=sequence.warnings,
             peak_memory=None if imports is None else peak_memory_mb() - imports,
         )
-        if options.report:
-            try:
-                write_report(pending[options.report], report)
-            except OSError as error:
-                raise writing_error(error, options.report) from error
-        console.interrupts.ignore_from_now_on()
-        files.commit()
+        _commit(files, pending, report, options.report, console)
     return report
+
+
+def _commit(files: PendingFiles, pending: dict, report: dict, report_path: Path | None, console: Console):
+    """Write the report, if one is asked for, and let all pending files appear; from then on nothing interrupts."""
+    from ..backend.report import write_report
+
+    if report_path:
+        try:
+            write_report(pending[report_path], report)
+        except OSError as error:
+            raise writing_error(error, report_path) from error
+    console.interrupts.ignore_from_now_on()
+    files.commit()
+
+
+def _read_clips(clips, only_blender_reads, headless, wants_scene: bool, progress) -> tuple[MeshSequence, list | None]:
+    """The sequence of one INPUT or of several, and the first one's objects, None where Blender has not read it.
+
+    clips: the options of each INPUT. The first one is read last: only the scene read last is still there.
+    """
+    sequences, sources = [], None
+    for k, (clip, only_blender) in enumerate(reversed(list(zip(clips, only_blender_reads, strict=True)))):
+
+        def part(share, text, k=k):
+            progress((k + share) / len(clips), text)
+
+        try:
+            if only_blender:
+                sequence, sources = headless.read_scene(clip, part)
+            else:
+                sequence, sources = _read_native(clip, part), None
+                if wants_scene and Path(clip.input).suffix.lower() == ".abc":
+                    sequence, sources = headless.read_archive(clip, sequence, part)
+        except SprigError as error:
+            if len(clips) == 1 or Path(clip.input).name in str(error):
+                raise
+            raise SprigError(f"{clip.input}: {error}") from error
+        sequences.insert(0, sequence)
+    if len(clips) == 1:
+        return sequences[0], sources
+    from ..backend.clips import join_clips
+
+    paths = [Path(clip.input).resolve() for clip in clips]
+    names = [path.name if path.is_dir() else path.stem for path in paths]
+    named = [dataclasses.replace(sequence, name=name) for sequence, name in zip(sequences, names, strict=True)]
+    return join_clips(named, [str(clip.input) for clip in clips]), sources
+
+
+def _given_skeleton(options, headless, sequence: MeshSequence, sources: list | None) -> tuple:
+    """The skeleton to fit and the armature it was read from, None for what there is none of."""
+    if options.skeleton in SKELETON_SOURCES:
+        return None, None
+    if not _is_skeleton_file(options):
+        return headless.own_armature(options, sequence, sources)
+    from ..backend.formats.npz import read_skeleton
+
+    given = read_skeleton(options.skeleton)
+    if options.rest_frame is not None:
+        given = dataclasses.replace(given, rest_frame=options.rest_frame)
+    return given, None
 
 
 def _read_native(options, progress) -> MeshSequence:
@@ -577,7 +680,7 @@ def _rig_options(options) -> RigOptions:
     from .students import students_folder
 
     return RigOptions(
-        skeleton=options.skeleton,
+        skeleton=options.skeleton if options.skeleton in SKELETON_SOURCES else "auto",  # a given one is no source
         joints=options.joints,
         tolerance=options.tolerance,
         influences=options.influences,
@@ -586,6 +689,7 @@ def _rig_options(options) -> RigOptions:
         anchor=options.anchor,
         candidates=options.candidates,
         temperature=options.temperature,
+        names=options.names,
         checkpoint_skeleton=options.checkpoint_skeleton,
         checkpoint_skinning=options.checkpoint_skinning,
         finetune=options.finetune,
@@ -597,19 +701,19 @@ def _rig_options(options) -> RigOptions:
 
 def _say_summary(console: Console, report: dict, written):
     """A few lines a person can check: what went in, what came out, how well it replays, where it is."""
+    clips = report.get("clips", [])
+    names = ", ".join(Path(one["input"]).name for one in clips or [report])
+    rates = ", ".join(dict.fromkeys(f"{one['fps']:g}" for one in clips or [report]))
+    console.say(f"{names}: {report['vertices']} vertices, {report['frames']} frames at {rates} fps")
+    whose = next((f" of {clip['name']}" for clip in clips if clip["anchor_frame"] is not None), "")
     console.say(
-        f"{Path(report['input']).name}: {report['vertices']} vertices, "
-        f"{report['frames']} frames at {report['fps']:g} fps"
-    )
-    console.say(
-        f"Rig: {len(report['joints'])} joints, rest pose from frame {report['anchor_frame']}, "
+        f"Rig: {len(report['joints'])} joints, rest pose from frame {report['anchor_frame']}{whose}, "
         f"{sum(report['seconds'].values()):.1f} s"
     )
-    worst = max(report["rmse_percent_per_frame"])
-    console.say(
-        f"RMSE: {report['rmse_percent']:.4f} % of the bounding-box diagonal; "
-        f"worst frame {report['worst_frame']} with {worst:.4f} %"
-    )
+    worst = f"; worst frame {report['worst_frame']} with {max(report['rmse_percent_per_frame']):.4f} %"
+    console.say(f"RMSE: {report['rmse_percent']:.4f} % of the bounding-box diagonal{'' if clips else worst}")
+    for clip in clips:
+        console.say(f"  {clip['name']}: {clip['rmse_percent']:.4f} %, worst frame {clip['worst_frame']}")
     for warning in report["warnings"]:
         console.say(f"Warning: {warning}")
     console.say(f"Written: {', '.join(str(path) for path in written if path)}")
@@ -623,14 +727,14 @@ def _finetune(options, console: Console):
         raise SprigError(f"{options.out} should be a .safetensors file; networks are written as such.")
     only_blender_reads = _check_input(options)
     outputs = {"the output": options.out, **({"report": options.report} if options.report else {})}
-    _check_outputs(Path(options.input), outputs.items())
+    _check_outputs([options.input], outputs.items())
     _check_libraries()
     with PendingFiles() as files:
         pending = {path: files.add(path) for path in outputs.values()}
         console.progress(0.0, "Starting")
         headless = _headless() if only_blender_reads else None
         from ..backend.device import load_torch, resolve_device
-        from ..backend.report import peak_memory_mb, write_report
+        from ..backend.report import peak_memory_mb
 
         load_torch()
         from ..backend.checkpoint import save_checkpoint
@@ -674,22 +778,18 @@ def _finetune(options, console: Console):
             seconds=dict(zip(("networks", "read", "finetune", "write"), spent, strict=True)),
             peak_memory=None if imports is None else peak_memory_mb() - imports,
         )
-        if options.report:
-            try:
-                write_report(pending[options.report], report)
-            except OSError as error:
-                raise writing_error(error, options.report) from error
-        console.interrupts.ignore_from_now_on()
-        files.commit()
+        _commit(files, pending, report, options.report, console)
     _say_students(console, report, options.out)
     console.say(f"Written: {', '.join(map(str, outputs.values()))}")
 
 
 def _say_students(console: Console, report: dict, out: Path):
     """What has been learned, and how to use it."""
+    from ..backend.finetune.train import FIGURES
+
     console.say(f"{Path(report['input']).name}: {report['vertices']} vertices, {report['frames']} frames")
     for stage, epochs in report["history"].items():
-        key, name = {"skeleton": ("pjdd", "PJDD"), "skinning": ("skin_error", "skin error")}[stage]
+        key, name = FIGURES[stage]
         kept = report["checkpoints"][stage]["finetuned"]["kept_epoch"]
         before, after = (
             f"{epoch[key]:.3g}" if epoch[key] is not None else "none" for epoch in (epochs[0], epochs[kept])
@@ -702,7 +802,6 @@ def _say_students(console: Console, report: dict, out: Path):
 
 
 def _inspect(options, console: Console):
-
     console.quiet = options.json  # the JSON alone
     if _check_input(options):
         sequence = _headless().read_scene(options, console.part(0.0, 0.9))[0]

@@ -20,6 +20,22 @@ def channels_for(action, datablock):
     return strip.channelbag(slot, ensure=True)
 
 
+def assign(datablock, action):
+    """Let an ID be animated by an action of its own, whose only slot is the ID's."""
+    datablock.animation_data.action = action
+    if hasattr(action, "slots"):
+        datablock.animation_data.action_slot = action.slots[0]
+
+
+def new_strip(datablock, action) -> tuple:
+    """A new NLA track of an ID and the strip on it, at the frames of an action whose only slot is the ID's."""
+    track = datablock.animation_data.nla_tracks.new()
+    strip = track.strips.new(action.name, int(action.frame_range[0]), action)
+    if hasattr(action, "slots"):
+        strip.action_slot = action.slots[0]
+    return track, strip
+
+
 def new_curve(channels, path: str, index: int, group: str):
     """Add an f-curve to what `channels_for` returned, in the channel group of that name."""
     curve = channels.fcurves.new(path, index=index)

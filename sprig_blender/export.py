@@ -91,12 +91,20 @@ def _write_blend(path: Path, scene, written: WrittenRig, sources):
 
 
 def _write_glb(path: Path, scene, written: WrittenRig, sources):
+    if len(written.actions) == 1:
+        animation = {
+            "export_animation_mode": "ACTIVE_ACTIONS",  # not every action of the file
+            "export_nla_strips_merged_animation_name": written.action.name,
+        }
+    else:
+        animation = {"export_animation_mode": "NLA_TRACKS"}  # an animation for each, named and timed as its track
+        if "export_merge_animation" in EXPORTERS[".glb"].get_rna_type().properties:
+            animation["export_merge_animation"] = "NONE"
     EXPORTERS[".glb"](
         filepath=str(path),
         export_format="GLB",
         use_active_scene=True,
-        export_animation_mode="ACTIVE_ACTIONS",  # not every action of the file
-        export_nla_strips_merged_animation_name=written.action.name,
+        **animation,
         export_force_sampling=True,
         export_optimize_animation_size=False,  # would drop keys within a tolerance of its own
         export_influence_nb=4,
@@ -106,18 +114,32 @@ def _write_glb(path: Path, scene, written: WrittenRig, sources):
 
 
 def _write_fbx(path: Path, scene, written: WrittenRig, sources):
-    EXPORTERS[".fbx"](
-        filepath=str(path),
-        object_types={"ARMATURE", "MESH"},
-        use_mesh_modifiers=False,  # the armature stays an armature; shape keys survive
-        mesh_smooth_type="FACE",
-        add_leaf_bones=False,
-        bake_anim=True,
-        bake_anim_use_nla_strips=False,
-        bake_anim_use_all_actions=False,
-        bake_anim_step=1.0,
-        bake_anim_simplify_factor=0.0,
-    )
+    with _unmuted(written.armature):
+        EXPORTERS[".fbx"](
+            filepath=str(path),
+            object_types={"ARMATURE", "MESH"},
+            use_mesh_modifiers=False,  # the armature stays an armature; shape keys survive
+            mesh_smooth_type="FACE",
+            add_leaf_bones=False,
+            bake_anim=True,
+            bake_anim_use_nla_strips=len(written.actions) > 1,  # an animation for each, named and timed as its strip
+            bake_anim_use_all_actions=False,
+            bake_anim_step=1.0,
+            bake_anim_simplify_factor=0.0,
+        )
+
+
+@contextmanager
+def _unmuted(armature):
+    """The armature's NLA tracks are not muted meanwhile: the exporter leaves out those that are."""
+    muted = [track for track in armature.animation_data.nla_tracks if track.mute]
+    for track in muted:
+        track.mute = False
+    try:
+        yield
+    finally:
+        for track in muted:
+            track.mute = True
 
 
 def _write_usd(path: Path, scene, written: WrittenRig, sources):

@@ -14,10 +14,12 @@ import numpy as np
 
 from ..backend import surface
 from ..backend.errors import SprigError
+from ..backend.given_skeleton import GivenSkeleton
 from ..backend.rig import Rig
 from ..backend.sequence import MeshSequence
 from .export import export
 from .import_sequence import import_file
+from .own_armature import OwnArmature, read_armature
 from .preview_picture import render_preview
 from .read_sequence import read_sequence
 from .write_armature import WrittenRig, evaluated_positions, mesh_from_sequence, write_armature
@@ -54,6 +56,28 @@ def read_scene(options, progress) -> tuple[MeshSequence, list]:
         warning = f"Meshes that do not move were left out: {names}; name them with --object to include them."
         sequence = replace(sequence, warnings=(*sequence.warnings, warning))
     return sequence, chosen
+
+
+def own_armature(options, sequence: MeshSequence, sources: list) -> tuple[GivenSkeleton, OwnArmature]:
+    """The armature of the scene that `options.skeleton` names, as a skeleton to fit to the sequence just read."""
+    armatures = {thing.name: thing for thing in bpy.context.scene.objects if thing.type == "ARMATURE"}
+    if options.skeleton not in armatures:
+        there = f"the input has {', '.join(armatures)}" if armatures else "the input has none"
+        raise SprigError(f"There is no armature {options.skeleton!r}; {there}.")
+    numbers = sequence.frame_numbers.tolist()
+    reading = read_armature(
+        bpy.context,
+        armatures[options.skeleton],
+        sources,
+        numbers,
+        rest_frame=options.rest_frame,
+        poses=options.fit == "weights",
+    )
+    while True:
+        try:
+            next(reading)
+        except StopIteration as done:
+            return done.value
 
 
 def _empty_scene():
@@ -133,19 +157,26 @@ class RiggedScene:
     sources: list
     rig: Rig
     sequence: MeshSequence
+    own: OwnArmature | None = None
 
     @classmethod
-    def build(cls, rig: Rig, sequence: MeshSequence, sources: list | None) -> RiggedScene:
-        """Add the rig to the scene of its sources; None stands for a sequence from a file without a scene."""
+    def build(
+        cls, rig: Rig, sequence: MeshSequence, sources: list | None, own: OwnArmature | None = None
+    ) -> RiggedScene:
+        """Add the rig to the scene of its sources; None stands for a sequence from a file without a scene.
+
+        own: the armature in that scene whose bones the rig has.
+        """
         if sources is None:
             _empty_scene()
             sources = mesh_from_sequence(bpy.context, sequence)
-        written = write_armature(bpy.context, rig, sources, sequence.object_id)
-        return cls(written, sources, rig, sequence)
+        written = write_armature(bpy.context, rig, sources, sequence.object_id, own=own)
+        return cls(written, sources, rig, sequence, own)
 
     def export(self, path) -> None:
         """Write .blend, .glb, .fbx or .usdc."""
-        export(path, bpy.context, self.written, sources=self.sources)
+        sources = self.sources if self.own is None else [*self.sources, self.own.armature]
+        export(path, bpy.context, self.written, sources=sources)
 
     def render(self, path) -> None:
         """Write the preview picture."""

@@ -7,8 +7,15 @@ from bpy.props import IntProperty, StringProperty
 from bpy.types import Operator
 
 from ..backend.errors import SprigError
-from . import auto_rig, dependencies, finetune, jobs, preferences, problems, students
+from . import auto_rig, dependencies, finetune, fit_armature, jobs, preferences, problems, students
 from .jobs import Job, LongOperator, Step
+
+
+def _waits(operator) -> bool:
+    """Whether an operator has to wait for another one; its button then says so."""
+    if jobs.running():
+        operator.poll_message_set(f"{jobs.running().title} is running; wait for it or cancel it")
+    return jobs.running() is not None
 
 
 class _OnSequence(LongOperator):
@@ -16,9 +23,9 @@ class _OnSequence(LongOperator):
 
     @classmethod
     def poll(cls, context):
-        if jobs.running():
-            cls.poll_message_set(f"{jobs.running().title} is running; wait for it or cancel it")
-        elif not dependencies.ready():
+        if _waits(cls):
+            return False
+        if not dependencies.ready():
             cls.poll_message_set(dependencies.what_to_do())
         elif context.mode != "OBJECT":
             cls.poll_message_set("Switch to Object Mode first")
@@ -41,6 +48,27 @@ class SPRIG_OT_auto_rig_sequence(_OnSequence, Operator):
         return auto_rig.steps(context, cancel, patience)
 
 
+class SPRIG_OT_fit_armature(_OnSequence, Operator):
+    """Find skin weights and keys for an armature of your own, so that it replays the selected meshes; its bones stay"""
+
+    bl_idname = "sprig.fit_armature"
+    bl_label = "Fit Armature to Sequence"
+    bl_options = {"REGISTER", "UNDO"}
+    title = "Fitting"
+
+    @classmethod
+    def poll(cls, context):
+        if not super().poll(context):
+            return False
+        if fit_armature.chosen_armature(context) is None:
+            cls.poll_message_set("Choose an armature in the panel, or select it together with the meshes")
+            return False
+        return True
+
+    def steps(self, context, cancel, patience):
+        return fit_armature.steps(context, cancel, patience)
+
+
 class SPRIG_OT_finetune_sequence(_OnSequence, Operator):
     """Teach the networks to see one rig in every frame of the selected meshes; takes minutes, Auto-Rig then uses it"""
 
@@ -61,12 +89,9 @@ class SPRIG_OT_forget_student(Operator):
 
     @classmethod
     def poll(cls, context):
-        if not any(mesh.sprig.student for mesh in auto_rig.chosen_meshes(context)):
-            cls.poll_message_set("The networks were not fine-tuned on the selected meshes")
-        elif jobs.running():
-            cls.poll_message_set(f"{jobs.running().title} is running; wait for it or cancel it")
-        else:
-            return True
+        if any(mesh.sprig.student for mesh in auto_rig.chosen_meshes(context)):
+            return not _waits(cls)
+        cls.poll_message_set("The networks were not fine-tuned on the selected meshes")
         return False
 
     def execute(self, context):
@@ -245,6 +270,7 @@ class SPRIG_OT_dismiss_problem(Operator):
 
 CLASSES = (
     SPRIG_OT_auto_rig_sequence,
+    SPRIG_OT_fit_armature,
     SPRIG_OT_finetune_sequence,
     SPRIG_OT_forget_student,
     SPRIG_OT_install_backend,

@@ -7,6 +7,7 @@ from . import auto_rig, dependencies, drawing, jobs, preferences, problems, stud
 
 RIG_OPERATOR = "sprig.auto_rig_sequence"
 FINETUNE_OPERATOR = "sprig.finetune_sequence"
+FIT_OPERATOR = "sprig.fit_armature"
 
 
 class SPRIG_PT_main(Panel):
@@ -29,6 +30,7 @@ class SPRIG_PT_main(Panel):
         _draw_chosen(settings, context)
         _draw_settings(settings, context)
         _draw_networks(settings, context)
+        _draw_own_armature(settings, context)
         _draw_advanced(settings, context)
         layout.separator()
         if running:
@@ -77,11 +79,12 @@ def _draw_settings(layout, context) -> None:
         column.prop(settings, "joints")
     elif settings.skeleton != "learned":  # networks count joints themselves
         column.prop(settings, "tolerance")
+    column.prop(settings, "names")
 
 
 def _draw_networks(layout, context) -> None:
     settings = context.scene.sprig
-    if settings.skeleton != "learned":
+    if settings.skeleton == "motion":
         return
     header, body = layout.panel("SPRIG_PT_networks", default_closed=True)
     header.label(text="Networks")
@@ -93,6 +96,21 @@ def _draw_networks(layout, context) -> None:
     column.prop(settings, "checkpoint_skeleton", text="Skeleton")
     column.prop(settings, "checkpoint_skinning", text="Skinning")
     column.prop(settings, "finetune_epochs", text="Fine-tuning Epochs")
+
+
+def _draw_own_armature(layout, context) -> None:
+    header, body = layout.panel("SPRIG_PT_own_armature", default_closed=True)
+    header.label(text="Own Armature")
+    if body is None:
+        return
+    settings = context.scene.sprig
+    column = body.column()
+    column.prop(settings, "own_armature")
+    column.prop(settings, "fit")
+    column.row().prop(settings, "rest_mode", expand=True)
+    if settings.rest_mode == "FRAME":
+        column.prop(settings, "rest_frame")
+    body.operator(FIT_OPERATOR, icon="OUTLINER_OB_ARMATURE")
 
 
 def _draw_advanced(layout, context) -> None:
@@ -114,7 +132,7 @@ def _draw_advanced(layout, context) -> None:
 
 def _draw_fine_tuning(layout, context) -> None:
     """The button that teaches the networks this sequence, or that they have learned it."""
-    if context.scene.sprig.skeleton != "learned":
+    if context.scene.sprig.skeleton == "motion":
         return
     if students.student_of(auto_rig.chosen_meshes(context)):
         row = layout.row()
@@ -180,6 +198,7 @@ def draw_menu_entry(self, _context) -> None:
     """In Object > Animation."""
     self.layout.separator()
     self.layout.operator(RIG_OPERATOR, icon="ARMATURE_DATA")
+    self.layout.operator(FIT_OPERATOR, icon="OUTLINER_OB_ARMATURE")
 
 
 CLASSES = (SPRIG_PT_main,)

@@ -11,6 +11,11 @@ def _begin_with_the_scene(settings, _context) -> None:
         settings.frame_start, settings.frame_end = settings.id_data.frame_start, settings.id_data.frame_end
 
 
+def _is_armature(_settings, thing) -> bool:
+    """What the pointer to an armature may be set to."""
+    return thing.type == "ARMATURE"
+
+
 class SPRIG_PG_settings(PropertyGroup):
     """The panel's settings, kept with the scene; the defaults are the command line's."""
 
@@ -51,7 +56,7 @@ class SPRIG_PG_settings(PropertyGroup):
         name="Skeleton",
         description="Where skeleton and skin weights come from",
         items=(
-            ("auto", "Auto", "The best that this version has: the motion"),
+            ("auto", "Auto", "The networks propose, the motion decides"),
             ("learned", "Learned", "The networks' rig of the rest pose; only its poses are fitted to the motion"),
             ("motion", "Motion", "The motion alone, without networks"),
         ),
@@ -116,6 +121,18 @@ class SPRIG_PG_settings(PropertyGroup):
         precision=3,
         subtype="PERCENTAGE",
     )
+    names: EnumProperty(
+        name="Names",
+        description="What the bones are called; names of other software need a whole humanoid",
+        items=(
+            ("sprig", "SPRig", "By anatomy where the skeleton shows it, otherwise numbered; for any creature"),
+            ("unity", "Unity", "The names of Unity's humanoid avatars"),
+            ("unreal", "Unreal", "The names of Unreal Engine 5's mannequins"),
+            ("mixamo", "Mixamo", "The names of Mixamo's characters"),
+            ("rigify", "Rigify", "The names of Rigify's human metarig"),
+        ),
+        default="sprig",
+    )
     influences: IntProperty(
         name="Influences",
         description="Joints that may move one vertex; game engines expect 4",
@@ -137,6 +154,36 @@ class SPRIG_PG_settings(PropertyGroup):
         name="Corrective Shape Keys",
         description="Add what the bones leave over as one shape key per frame, for cloth and faces; makes files large",
         default=False,
+    )
+    own_armature: PointerProperty(
+        name="Armature",
+        description="The armature whose bones are fitted; empty for the one that is active or that moves the mesh",
+        type=bpy.types.Object,
+        poll=_is_armature,
+    )
+    fit: EnumProperty(
+        name="Fit",
+        description="What is found for the armature's bones",
+        items=(
+            ("both", "Weights and Motion", "Skin weights and keys; locked vertex groups keep their weights"),
+            ("weights", "Weights", "Skin weights for the armature's own animation"),
+            ("motion", "Motion", "Keys for the weights that the mesh has"),
+        ),
+        default="both",
+    )
+    rest_mode: EnumProperty(
+        name="Rest Shape",
+        description="Which shape of the mesh belongs to the armature's rest pose",
+        items=(
+            ("BOUND", "Bound Mesh", "The mesh without deformation; it has to be bound to the armature"),
+            ("FRAME", "Frame", "The shape of a frame in which the mesh has the armature's rest pose"),
+        ),
+        default="BOUND",
+    )
+    rest_frame: IntProperty(
+        name="Rest Frame",
+        description="Frame in which the mesh has the armature's rest pose; it has to be one of the frames read",
+        default=1,
     )
     seed: IntProperty(name="Seed", description="Of every random choice; the same seed gives the same rig", min=0)
 

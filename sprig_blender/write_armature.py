@@ -5,6 +5,9 @@ Choices a reader would question:
   rig's own origin otherwise, so that float32 coordinates stay small 10 km away. Its meshes sit exactly there too.
 * Keys are computed from the rest matrices that Blender made of our bones, read back, so that rounding in a bone's roll
   changes nothing in the replay.
+* Several clips become one action each, keyed at the clip's own frame numbers, with its frame rate as a property. The
+  first one is played; all of them lie on muted NLA tracks, which keeps them through saving and makes glTF and FBX files
+  of them. A clip at another rate than the first has its strip stretched, so that in one scene all last as they should.
 * A custom property on the result's collection points to its objects and to the sources. Running again finds our result
   by it, whatever the user has renamed, and what the user has added or duplicated is never touched.
 """
@@ -19,31 +22,43 @@ import numpy as np
 from mathutils import Vector
 
 from ..backend.errors import SprigError
-from ..backend.kinematics import bone_frames
+from ..backend.kinematics import with_rolls_of
+from ..backend.naming import PARTS, Anatomy, read_anatomy
 from ..backend.rig import Rig
+from ..backend.rolls import rest_frames
 from ..backend.sequence import MeshSequence
-from .compat import channels_for, new_curve
+from .compat import assign, channels_for, new_curve, new_strip
+from .own_armature import OwnArmature, copy_armature, keep_action, keep_locks, local_poses, rotation_channel
 from .skinned_mesh import copy_at_rest, mesh_from_arrays, pruned, write_vertex_groups
 
+FRAME_RATE = "sprig_frame_rate"  # on an action that is one of several: frames per second
 MARK = "sprig_result"  # on our collection: {"objects": [...], "sources": [...]}
 MADE_FROM_SEQUENCE = "sprig_made_from_sequence"  # on meshes that stand in for a source that is no Blender object
 NEAR_ORIGIN = 3.0  # diagonals: closer to the world's origin float32 still resolves 1e-6 of the character
 SHORTEST_BONE = 1e-3  # diagonals; shorter could be neither seen nor picked, and its direction would be rounding noise
 SHORTEST_BONE_IN_BLENDER = 2e-6  # units: Blender deletes bones below 1e-6 on leaving Edit Mode
 TRANSLATION_TOLERANCE = 2e-6  # diagonals: a joint that moves less against its parent has float32 noise, not stretch
+TURN_TOLERANCE = 1e-5  # entry of a rotation, or diagonals: a bone of the artist's that moves less follows its parent
 RIGID_TOLERANCE = 1e-3  # largest entry of RᵀR - 1 that is still rounding in a rotation read from a float32 file
+SIDED = ("arm", "leg", "limb")  # parts with a bone collection for either side
 SINGULAR = 1e-3  # blended matrices with a smaller determinant collapse space: no shape key can undo them
 
 
 @dataclass(frozen=True)
 class WrittenRig:
-    """What was added to the scene: meshes in object_id order, the frame number of the rest pose, frames per second."""
+    """What was added to the scene: meshes in object_id order, an action for each clip, the frame number of the rest
+    pose, frames per second of the first clip."""
 
     armature: bpy.types.Object
     meshes: tuple[bpy.types.Object, ...]
-    action: bpy.types.Action
+    actions: tuple[bpy.types.Action, ...]
     anchor_frame: int
     fps: float
+
+    @property
+    def action(self) -> bpy.types.Action:
+        """The action that is played: the first clip's."""
+        return self.actions[0]
 
     @property
     def collection(self) -> bpy.types.Collection:
@@ -56,20 +71,28 @@ class _Placed:
     """A rig's geometry as float64 relative to the armature's location, which float32 represents exactly."""
 
     location: np.ndarray  # (3,) world
-    frames: np.ndarray  # (J,4,4) rest matrices
-    lengths: np.ndarray  # (J,)
+    frames: np.ndarray | None  # (J,4,4) rest matrices, None where the bones are there
+    lengths: np.ndarray | None  # (J,)
     motion: np.ndarray  # (F,J,4,4)
     rest_vertices: np.ndarray  # (V,3)
     diagonal: float
 
 
 def write_armature(
-    context, rig: Rig, sources: list, object_id, *, corrective: MeshSequence | None = None
+    context,
+    rig: Rig,
+    sources: list,
+    object_id,
+    *,
+    corrective: MeshSequence | None = None,
+    own: OwnArmature | None = None,
 ) -> WrittenRig:
-    """Add the rig to the scene: armature, skinned copies of `sources`, action; the sources are kept and hidden.
+    """Add the rig to the scene: armature, skinned copies of `sources`, actions; the sources are kept and hidden.
 
     sources: the objects that were read, in object_id order; object_id (V,): the source each vertex belongs to.
-    corrective: the sequence the rig was made from; what the bones leave over becomes one shape key per frame.
+    corrective: the sequence of one clip that the rig was made from; what the bones leave over becomes one shape key per
+    frame.
+    own: the artist's armature whose bones the rig has; the result gets a copy of it, and it is hidden.
     An earlier result for these sources is replaced. Scene range and frame rate are left alone. SprigError, and an
     unchanged scene, when the objects no longer fit the rig.
     """
@@ -78,23 +101,37 @@ def write_armature(
         raise SprigError("The rig and the objects do not belong together; run the rigging again on these objects.")
     if corrective is not None and corrective.vertices.shape[:2] != (len(rig.motion), len(rig.rest_vertices)):
         raise SprigError("The corrective shape keys need the very sequence that the rig was made from.")
-    placed = _place(rig)
+    anatomy = read_anatomy(rig.skeleton.joints, rig.skeleton.parents)
+    placed = _place(rig, anatomy) if own is None else _place_at(rig, own.world)
     if context.mode != "OBJECT":
         bpy.ops.object.mode_set(mode="OBJECT")
     selection = list(context.selected_objects), context.view_layer.objects.active
     collection = _new_collection(context, sources[0])
     try:
-        armature = _make_armature(context, collection, placed)
-        names = _make_bones(context, armature, rig.skeleton, placed)
-        _describe_bones(armature, names, rig)
+        if own is None:
+            armature = _make_armature(context, collection, placed)
+            names = _make_bones(context, armature, rig.skeleton, placed)
+            _collect_bones(armature, names, rig.skeleton.parents, anatomy)
+            _describe_bones(armature, names, rig)
+            keyed = np.ones(len(names), dtype=bool)
+        else:
+            names = list(rig.skeleton.names)
+            keyed = rig.weights.any(axis=0) | _moves_by_itself(own, rig, placed)
+            armature = copy_armature(context, collection, own, {names[j] for j in np.flatnonzero(keyed)})
         weights = pruned(rig.weights)
+        deform = [j for j, name in enumerate(names) if armature.data.bones[name].use_deform]  # the others have no group
+        groups = [names[j] for j in deform]
         meshes = []
         for k, source in enumerate(sources):
             rows = object_id == k
             meshes.append(
-                _make_skin(context, collection, armature, source, placed.rest_vertices[rows], weights[rows], names)
+                _make_skin(
+                    context, collection, armature, source, placed.rest_vertices[rows], weights[rows][:, deform], groups
+                )
             )
-        action = _write_action(armature, names, rig, placed)
+            if own is not None:
+                keep_locks(source, meshes[-1])
+        actions = _write_actions(armature, names, keyed, rig, placed)
         if corrective is not None:
             residual = _rest_space_residual(
                 placed, weights, corrective.vertices + (corrective.origin - placed.location)
@@ -108,11 +145,15 @@ def write_armature(
     remove_previous(context, sources)
     lasting = [source for source in sources if MADE_FROM_SEQUENCE not in source]
     collection[MARK] = {"objects": [armature, *meshes], "sources": lasting}
-    _name_result(sources, collection, armature, meshes, action)
+    if own is not None:
+        collection[MARK]["armature"] = own.armature
+        keep_action(own.armature)
+        _hide(context, own.armature)
+    _name_result(sources, collection, armature, meshes, actions, rig.clips)
     for source in sources:
         _hide(context, source)
     _select(context, [armature], armature)
-    return WrittenRig(armature, tuple(meshes), action, int(rig.frame_numbers[rig.anchor]), rig.fps)
+    return WrittenRig(armature, tuple(meshes), actions, int(rig.frame_numbers[rig.anchor]), rig.fps)
 
 
 def remove_previous(context, sources: list):
@@ -120,8 +161,9 @@ def remove_previous(context, sources: list):
     for collection in list(bpy.data.collections):
         made_from = list(collection[MARK]["sources"]) if MARK in collection else []
         if any(source in sources for source in made_from):
+            own = collection[MARK].get("armature")
             _remove_collection(collection)
-            for source in made_from:
+            for source in (*made_from, own):
                 if source is not None and source not in sources:
                     _show(context, source)
 
@@ -189,7 +231,7 @@ def evaluated_positions(mesh, depsgraph) -> np.ndarray:
 # --- placing -----------------------------------------------------------------------------------------------------
 
 
-def _place(rig: Rig) -> _Placed:
+def _place(rig: Rig, anatomy: Anatomy) -> _Placed:
     """Move the rig from its origin to a location that float32 holds exactly, and settle the bones' lengths."""
     diagonal = float(np.linalg.norm(np.ptp(rig.rest_vertices.astype(np.float64), axis=0)))
     near = np.linalg.norm(rig.origin) <= NEAR_ORIGIN * diagonal
@@ -198,11 +240,29 @@ def _place(rig: Rig) -> _Placed:
     motion = rig.motion.copy()  # conjugated with the shift: x -> M (x - shift) + shift
     motion[..., :3, 3] += shift - motion[..., :3, :3] @ shift
     joints, tails = rig.skeleton.joints, rig.skeleton.tails
-    frames = bone_frames(joints, tails)
+    frames = rest_frames(joints, tails, rig.skeleton.parents, anatomy)
+    if rig.skeleton.frames is not None:
+        frames = with_rolls_of(rig.skeleton.frames, frames)
     frames[:, :3, 3] += shift
     shortest = max(SHORTEST_BONE * diagonal, SHORTEST_BONE_IN_BLENDER)
     lengths = np.maximum(np.linalg.norm(tails - joints, axis=1), shortest)
     return _Placed(location, frames, lengths, motion, rig.rest_vertices + shift, diagonal)
+
+
+def _place_at(rig: Rig, world) -> _Placed:
+    """The rig in the space of an armature, where its bones are; world (4,4) turns, moves and scales evenly."""
+    into = np.linalg.inv(world)
+    into[:3, 3] += into[:3, :3] @ rig.origin
+    rest = rig.rest_vertices.astype(np.float64) @ into[:3, :3].T + into[:3, 3]
+    motion = into @ rig.motion @ np.linalg.inv(into)
+    return _Placed(world[:3, 3], None, None, motion, rest, float(np.linalg.norm(np.ptp(rest, axis=0))))
+
+
+def _moves_by_itself(own: OwnArmature, rig: Rig, placed: _Placed) -> np.ndarray:
+    """Bones (J,) that do not just follow their parents."""
+    basis = local_poses(own.armature, rig.skeleton.names, placed.motion, rig.skeleton.parents)
+    turned = np.abs(basis[..., :3, :3] - np.eye(3)).max(axis=(0, 2, 3)) > TURN_TOLERANCE
+    return turned | (np.abs(basis[..., :3, 3]).max(axis=(0, 2)) > TURN_TOLERANCE * placed.diagonal)
 
 
 # --- the steps, each in one mode ---------------------------------------------------------------------------------
@@ -234,11 +294,33 @@ def _make_bones(context, armature, skeleton, placed: _Placed) -> list[str]:
                 bone.parent = bones[parent]
             bones.append(bone)
             names.append(bone.name)
-    deform = armature.data.collections.new("Deform")
     for name in names:
-        deform.assign(armature.data.bones[name])
         armature.pose.bones[name].rotation_mode = "QUATERNION"
     return names
+
+
+def _collect_bones(armature, names, parents, anatomy: Anatomy):
+    """A bone collection for each part of the body, all within one called Deform.
+
+    Ears belong to the head they leave, and other unnamed branches to theirs.
+    """
+    parts = list(anatomy.parts)
+    for j, parent in enumerate(parents):
+        if parts[j] == "other" and parent >= 0 and parts[parent] != "spine":
+            parts[j] = parts[parent]
+    sides = {0: "", 1: ".L", -1: ".R"}
+    titles = [
+        part.title() + (sides[int(side)] if part in SIDED else "")
+        for part, side in zip(parts, anatomy.side, strict=True)
+    ]
+    deform = armature.data.collections.new("Deform")
+    deform.is_expanded = True
+    for part in (*PARTS, "other"):
+        for title in sorted({title for title in titles if title.split(".")[0] == part.title()}):
+            collection = armature.data.collections.new(title, parent=deform)
+            for name, its_title in zip(names, titles, strict=True):
+                if its_title == title:
+                    collection.assign(armature.data.bones[name])
 
 
 def _describe_bones(armature, names, rig: Rig):
@@ -262,27 +344,44 @@ def _make_skin(context, collection, armature, source, rest_vertices, weights, na
     return mesh
 
 
-def _write_action(armature, names, rig: Rig, placed: _Placed):
-    """Quaternion keys on every bone; location keys on roots and on joints that translate against their parent."""
-    rest = np.array([armature.data.bones[name].matrix_local for name in names])
-    basis = _local_motion(rest, placed.motion, rig.skeleton.parents)
-    quaternions = _continuous(_rotation_to_quaternion(basis[..., :3, :3]))
+def _write_actions(armature, names, keyed, rig: Rig, placed: _Placed) -> tuple:
+    """An action for each clip: keys of rotation on the `keyed` bones (J,), of location on roots and on joints that
+    translate against their parent in any clip. The first one is assigned."""
+    basis = local_poses(armature, names, placed.motion, rig.skeleton.parents)
+    quaternions = _rotation_to_quaternion(basis[..., :3, :3])
     moves = np.linalg.norm(basis[..., :3, 3], axis=-1).max(axis=0) > TRANSLATION_TOLERANCE * placed.diagonal
     moves |= rig.skeleton.parents < 0
-    action = bpy.data.actions.new("SPRig")
-    channels = channels_for(action, armature)
-    for j, name in enumerate(names):
-        path = f'pose.bones["{bpy.utils.escape_identifier(name)}"].'
-        if moves[j]:
-            _write_curves(channels, path + "location", name, rig.frame_numbers, basis[:, j, :3, 3])
-        _write_curves(channels, path + "rotation_quaternion", name, rig.frame_numbers, quaternions[:, j])
-    return action
+    actions = []
+    for rows in [clip.rows for clip in rig.clips] or [slice(None)]:
+        action = bpy.data.actions.new("SPRig")
+        channels = channels_for(action, armature)
+        numbers, places, turns = rig.frame_numbers[rows], basis[rows, :, :3, 3], _continuous(quaternions[rows])
+        for j in np.flatnonzero(keyed):
+            name = names[j]
+            path = f'pose.bones["{bpy.utils.escape_identifier(name)}"].'
+            if moves[j]:
+                _write_curves(channels, path + "location", name, numbers, places[:, j])
+            turn, values = rotation_channel(armature.pose.bones[name].rotation_mode, turns[:, j])
+            _write_curves(channels, path + turn, name, numbers, values)
+        if rig.clips:
+            _keep_as_strip(armature, action, rig.clips[len(actions)].fps, rig.fps)
+        actions.append(action)
+    assign(armature, actions[0])
+    return tuple(actions)
 
 
-def _local_motion(rest, motion, parents) -> np.ndarray:
-    """What Blender calls matrix_basis (F,J,4,4): rest_j⁻¹ · motion_parent⁻¹ · motion_j · rest_j."""
-    above = np.where((parents >= 0)[:, None, None], motion[:, parents], np.eye(4))
-    return np.linalg.inv(rest) @ np.linalg.inv(above) @ motion @ rest
+def _keep_as_strip(armature, action, rate: float, scene_rate: float):
+    """Put an action, made for `rate` frames a second, on a muted NLA track of its own, to last as long at the scene's.
+
+    A stretched strip ends on a whole frame, since exporters sample no others.
+    """
+    action[FRAME_RATE] = rate
+    action.use_fake_user = True
+    track, strip = new_strip(armature, action)
+    track.mute = True
+    first, last = action.frame_range
+    if last > first:
+        strip.scale = max(1, round((last - first) * scene_rate / rate)) / (last - first)
 
 
 def _write_curves(channels, path: str, group: str, frames, values):
@@ -420,12 +519,16 @@ def _visible_parent(layer, source, scene):
     return scene.collection
 
 
-def _name_result(sources, collection, armature, meshes, action):
+def _name_result(sources, collection, armature, meshes, actions, clips):
     """Names that say what each thing is; given last, when an earlier result no longer holds them."""
     name = sources[0].name
     collection.name = f"SPRig {name}"
     armature.name = armature.data.name = f"{name} Rig"
-    action.name = f"{name} Motion"
+    if clips:
+        for action, track, clip in zip(actions, armature.animation_data.nla_tracks, clips, strict=True):
+            action.name = track.name = track.strips[0].name = clip.name
+    else:
+        actions[0].name = f"{name} Motion"
     for source, mesh in zip(sources, meshes, strict=True):
         mesh.name = mesh.data.name = f"{source.name} Skin"
 
@@ -454,11 +557,15 @@ def _remove_collection(collection):
     for thing in ours:
         keys = getattr(thing.data, "shape_keys", None)
         for animated in (thing, keys):
-            if animated is not None and animated.animation_data and animated.animation_data.action:
-                actions.add(animated.animation_data.action)
+            if animated is not None and animated.animation_data:
+                strips = (strip for track in animated.animation_data.nla_tracks for strip in track.strips)
+                ours_on_strips = {strip.action for strip in strips if strip.action and FRAME_RATE in strip.action}
+                actions |= ours_on_strips | ({animated.animation_data.action} - {None})
         data.add(thing.data)
     for thing in ours:
         bpy.data.objects.remove(thing)
+    for action in actions:
+        action.use_fake_user &= FRAME_RATE not in action
     bpy.data.batch_remove([block for block in data if block.users == 0])
     bpy.data.batch_remove([action for action in actions if action.users == 0])
     if collection.objects or collection.children:

@@ -62,6 +62,25 @@ def bar(tmp_path):
 # ---- what a run gives
 
 
+def test_a_skeleton_in_a_file_keeps_its_bones(bar):
+    """The rig of every second frame is fitted to all of them."""
+    given, out = bar.parent / "out" / "given.npz", bar.parent / "out" / "rig.npz"
+    common = ["rig", str(bar)]
+    assert cli.main([*common, "-o", str(given), "-q", "--joints", "3", "--frames", "1:12:2"]) == 0
+    with np.load(given) as rig:
+        arrays = {key: rig[key] for key in rig}
+    arrays["joint_names"] = np.array(["Hüfte", "b", "a"])
+    np.savez(given, **arrays)
+    report = out.with_suffix(".json")
+    assert cli.main([*common, "-o", str(out), "-q", "--skeleton", str(given), "--report", str(report)]) == 0
+    with np.load(out) as rig:
+        for key in ("joint_names", "parents", "joints_rest", "tails_rest", "bone_rest"):
+            np.testing.assert_array_equal(rig[key], arrays[key])
+        assert len(rig["bone_world"]) == 12
+    told = json.loads(report.read_text())
+    assert told["skeleton_source"] == "given" and told["rmse_percent"] < 0.5
+
+
 def test_rig_writes_the_table_of_the_design(bar, capsys):
     out, report = bar.parent / "out" / "rig.npz", bar.parent / "out" / "rig.json"
     status = cli.main(["rig", str(bar), "-o", str(out), "--joints", "3", "--report", str(report)])
@@ -219,7 +238,7 @@ def test_rig_with_finetune_keeps_its_student(bar, networks, cache):
     arguments += ["--frames", "1:4", "--finetune", "1", *networks]
     assert cli.main(arguments) == 0
     first = json.loads(report.read_text())
-    assert first["skeleton_source"] == "learned" and first["seconds"]["finetune"] > 0
+    assert first["skeleton_source"] == "auto" and first["seconds"]["finetune"] > 0
     (kept,) = cache.iterdir()
     student = kept.read_bytes()
     assert cli.main(arguments) == 0
@@ -507,14 +526,19 @@ BAD_OPTIONS = {
     "--seed 4294967296": "at most",
     "--stretch on": "'on'",
     "--rest-correction yes": "'yes'",
-    "--skeleton other.npz": "not part of this version",
-    "--skeleton Armature": "not part of this version",
-    "--candidates 5": "--skeleton learned",
-    "--temperature 0.5": "--skeleton learned",
+    "--skeleton other.npz": "no file other.npz",
+    "--skeleton Armature": "holds no armatures",
+    "--skeleton bar.npz": "lacks the array 'joint_names'",
+    "--skeleton bar.npz --joints 4": "--joints does not apply",
+    "--skeleton bar.npz --finetune 3": "--finetune does not apply",
+    "--fit both --rest-frame 1": "--rest-frame belongs to a given skeleton",
+    "--fit all": "invalid choice",
+    "--candidates 5 --skeleton motion": "--candidates belongs to the networks",
+    "--temperature 0.5 --skeleton motion": "--temperature belongs to the networks",
     "--finetune 3 --skeleton motion": "--finetune belongs to the networks",
     "--finetune -1": "at least 0",
     "--finetune 3 --checkpoint-skeleton a.safetensors": "a.safetensors is no file",
-    "--checkpoint-skeleton a.safetensors": "--skeleton learned",
+    "--checkpoint-skeleton a.safetensors": "a.safetensors is no file",
     "--skeleton learned --checkpoint-skinning a.safetensors": "a.safetensors is no file",
     "--join 3": "--join",  # no abbreviations: what they mean would change with new options
     "--report bar.npz": "the input",

@@ -248,6 +248,13 @@ def test_a_students_file_may_hold_one_network(tmp_path, networks):
 # ---- whole runs
 
 
+def test_files_that_are_no_clips_are_passed_over(folders):
+    before = [source.name for source in dynamic.pool_of(folders[0])]
+    (folders[0] / "notes.npz").write_text("no archive")
+    np.savez(folders[0] / "weights.npz", weights=np.ones(3))
+    assert [source.name for source in dynamic.pool_of(folders[0])] == before
+
+
 def run(arguments, capsys):
     assert evaluate.main(["dynamic", *map(str, arguments), "--json"]) == 0, capsys.readouterr().err
     out = capsys.readouterr().out

@@ -270,7 +270,7 @@ def test_the_folder_is_bounded(tuned, networks, tmp_path, monkeypatch):
 
 
 def test_a_rig_of_fine_tuned_networks(network_files, sequence, tmp_path):
-    options = RigOptions(finetune=1, students=str(tmp_path), **network_files)
+    options = RigOptions(skeleton="learned", finetune=1, students=str(tmp_path), **network_files)
     rig = rig_sequence(sequence, options)
     assert rig.provenance["skeleton_source"] == "learned" and rig.seconds["finetune"] > 0
     (path,) = tmp_path.iterdir()

@@ -31,6 +31,7 @@ Choices that a reader would question:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import zipfile
@@ -143,8 +144,12 @@ def _listed(folders) -> str:
 
 
 def pool_of(folder: Path | None) -> list[Source]:
-    """All clips of a folder of .npz files, by name."""
-    return [source_of(path) for path in sorted(folder.glob("*.npz"))] if folder else []
+    """All clips of a folder of .npz files, by name; files that are none are passed over."""
+    found = []
+    for path in sorted(folder.glob("*.npz")) if folder else []:
+        with contextlib.suppress(SprigError):
+            found.append(source_of(path))
+    return found
 
 
 def families(sources: list[Source]) -> list[int]:

@@ -9,7 +9,8 @@ blend skinning makes them, and for each pose
 * the skinning network's weights for the artist's joints are compared with the artist's weights, beside those of the
   nearest bone and of Blender's automatic weights (bone heat).
 
-How stable they are over sequences, before and after fine-tuning, is `evaluate dynamic` (dynamic.py).
+How stable they are over sequences, before and after fine-tuning, is `evaluate dynamic` (dynamic.py); how good rigs are
+on motions that they were not made from is `evaluate cross` (cross.py).
 
 The metrics are those of backend/metrics.py. A character counts once, with the mean over its poses, and tables give
 medians over characters. What has no value (an error, no valid tree) is in no median and counted beside each.
@@ -47,7 +48,7 @@ from ..backend.formats import npz
 from ..backend.formats.whole_file import whole_file
 from ..backend.kinematics import linear_blend_skinning
 from ..backend.learned import KINDS, Networks, find_skeleton, load_networks, shipped_file, weigh
-from ..backend.pipeline import RigOptions, rig_sequence
+from ..backend.pipeline import SKELETON_SOURCES, RigOptions, rig_sequence
 from ..backend.report import version
 from ..backend.sequence import MeshSequence
 from ..backend.skeletons import bone_tails
@@ -611,6 +612,7 @@ def parse(arguments: list[str], program: str = "python -m sprig.training.evaluat
     parser = _Parser(prog=program, description="Score the networks, next to baselines.", allow_abbrev=False)
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
     _add_dynamic(commands)
+    _add_cross(commands)
     about = "Skeletons and skin weights of single shapes: the validation characters, and the anchors of real clips."
     one = commands.add_parser("static", help="one shape at a time", description=about, allow_abbrev=False)
     one.add_argument("--bank", type=Path, metavar="FOLDER", help="the rig bank (../shared/data/rigbank)")
@@ -628,6 +630,8 @@ def parse(arguments: list[str], program: str = "python -m sprig.training.evaluat
     options = parser.parse_args(arguments)
     if options.command == "dynamic":
         return _checked_dynamic(options)
+    if options.command == "cross":
+        return _checked_cross(options)
     if options.bank is None and options.clips is None:  # those beside the checkout, as far as they are there
         options.bank, options.clips = (
             folder if folder.is_dir() else None for folder in (DATA / "rigbank", DATA / "sequences")
@@ -691,10 +695,35 @@ def _checked_dynamic(options: argparse.Namespace) -> argparse.Namespace:
     return options
 
 
+def _add_cross(commands) -> None:
+    about = "Rigs made from one clip, posed on other clips of the same character; beside them the artist's rig."
+    one = commands.add_parser("cross", help="a rig on other motions", description=about, allow_abbrev=False)
+    one.add_argument("--multiclip", type=Path, metavar="FOLDER", help="CHARACTER__CLIP.npz (../shared/data/multiclip)")
+    one.add_argument("--characters", type=int, metavar="N", help="so many of them, evenly spread (all)")
+    one.add_argument("--skeleton", choices=SKELETON_SOURCES, default="auto", help="where the rig comes from (auto)")
+    one.add_argument("--stretch", choices=("off", "auto"), default="off", help="of the rig (off)")
+    one.add_argument("--device", choices=DEVICES, default="auto", help="where to compute (auto)")
+    one.add_argument("--threads", type=int, default=0, metavar="N", help="of the CPU; 0 leaves it to torch")
+    one.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
+    one.add_argument("--output", type=Path, metavar="FOLDER", help="write cross.md and cross.json there")
+    one.add_argument("--json", action="store_true", help="the last line printed is the summary as JSON")
+
+
+def _checked_cross(options: argparse.Namespace) -> argparse.Namespace:
+    options.multiclip = options.multiclip or DATA / "multiclip"
+    if not options.multiclip.is_dir():
+        raise SprigError(f"{options.multiclip} is no folder; give the folder of the clips with --multiclip.")
+    if min(options.threads, options.seed) < 0 or (options.characters is not None and options.characters < 1):
+        raise SprigError("--characters starts at 1, --threads and --seed at 0; change them.")
+    return options
+
+
 def run(options: argparse.Namespace, say=print, progress=no_progress) -> None:
     """Evaluate, say the tables, and write the files; raises SprigError."""
     if options.command == "dynamic":
         _run_dynamic(options, say, progress)
+    elif options.command == "cross":
+        _run_cross(options, say, progress)
     else:
         _run_static(options, say, progress)
 
@@ -712,6 +741,18 @@ def _run_dynamic(options, say, progress) -> None:
         say(json.dumps(report, ensure_ascii=False, allow_nan=False))
 
 
+def _run_cross(options, say, progress) -> None:
+    if options.output:
+        _make_folder(options.output)
+    torch = load_torch()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    from . import cross  # torch, with the settings of load_torch
+
+    report = cross.cross(options, progress)
+    _tell("cross", report, cross.to_markdown(report), cross.to_markdown(report), ("rows", "own"), options, say)
+
+
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -724,16 +765,19 @@ def _run_static(options, say, progress) -> None:
         _make_folder(options.output)
     load_torch()
     report = static(options, progress)
+    _tell("static", report, to_markdown(report), to_markdown(report, with_rows=True), ("rows",), options, say)
+
+
+def _tell(name: str, report: dict, tables: str, all_tables: str, details, options, say) -> None:
+    """Write the whole report and all tables into the output folder, say the tables, and the report without details."""
     if options.output:
-        for name, text in (
-            ("static.md", to_markdown(report, with_rows=True)),
-            ("static.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"),
-        ):
-            with whole_file(options.output / name) as pending:
+        whole = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        for file, text in ((f"{name}.md", all_tables), (f"{name}.json", whole)):
+            with whole_file(options.output / file) as pending:
                 pending.write_text(text, encoding="utf-8")
-    say(to_markdown(report))
+    say(tables)
     if options.json:
-        summary = {key: value for key, value in report.items() if key != "rows"}
+        summary = {key: value for key, value in report.items() if key not in details}
         say(json.dumps(summary, ensure_ascii=False, allow_nan=False))
 
 

@@ -25,7 +25,7 @@ import torch.nn.functional as F  # noqa: E402
 from ..backend.errors import SprigError  # noqa: E402
 from ..backend.metrics import chamfer, topology_f1  # noqa: E402
 from ..backend.skeleton.generate import generate  # noqa: E402
-from ..backend.skeleton.network import SkeletonNetwork, at_points  # noqa: E402
+from ..backend.skeleton.network import SkeletonConfig, SkeletonNetwork, at_points  # noqa: E402
 from ..backend.skeleton.tokens import FIRST_BIN, PAD, VOCABULARY  # noqa: E402
 from . import loop  # noqa: E402
 from .augment import OFF, Batch, Store, draw, in_order, in_pieces, to_tokens  # noqa: E402
@@ -125,10 +125,12 @@ def validate(network: SkeletonNetwork, held_out: list[Store], points: int) -> di
 
 
 def main(command: list[str] | None = None) -> None:
-    options = loop.arguments(__doc__.splitlines()[0], batch=32, rate=1.2e-3).parse_args(command)
+    parser = loop.arguments(__doc__.splitlines()[0], batch=32, rate=1.2e-3)
+    parser.add_argument("--dropout", type=float, default=0.0, help="of what each block adds; for long runs 0.1")
+    options = parser.parse_args(command)
     place = loop.settle(options)
     source = loop.Source(options, place)
-    network = SkeletonNetwork().to(place.device)
+    network = SkeletonNetwork(SkeletonConfig(dropout=options.dropout)).to(place.device)
 
     def step() -> dict:
         batches = [in_order(batch) for batch in source.draw(options.batch, options.points)]

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import SprigError
+from ..given_skeleton import GivenSkeleton, moving_bones
 from ..kinematics import world_bones
 from ..rig import Rig
 from ..sequence import MeshSequence
@@ -35,6 +36,8 @@ RIG_KEYS = (
     "rest_vertices", "faces", "joint_names", "parents", "joints_rest", "tails_rest", "weights", "bone_rest",
     "bone_world", "frame_index", "anchor_frame", "fps",
 )  # fmt: skip
+SKELETON_KEYS = ("joint_names", "parents", "joints_rest", "tails_rest", "rest_vertices")
+CLIP_KEYS = ("clip_names", "clip_start", "clip_fps")  # beside them where a rig has several clips
 
 
 def read(path, *, fps: float | None = None, up: str | None = None) -> MeshSequence:
@@ -68,6 +71,8 @@ def read(path, *, fps: float | None = None, up: str | None = None) -> MeshSequen
 def write_rig(path, rig: Rig) -> None:
     """Write a rig as the table of DESIGN 5: world space, float32, in the input's vertex order.
 
+    Of several clips the frames follow each other, frame_index counts each by itself, and three arrays more say which
+    are whose: clip_names (C,), clip_start (C,) position of its first frame, clip_fps (C,); fps is the first one's.
     The file appears whole or not at all: it is written under a temporary name beside `path` and then renamed.
     """
     bone_rest, bone_world = world_bones(rig)
@@ -87,6 +92,10 @@ def write_rig(path, rig: Rig) -> None:
         "fps": np.array(rig.fps, dtype=np.float64),
     }
     assert tuple(arrays) == RIG_KEYS, tuple(arrays)
+    if rig.clips:
+        values = zip(*((clip.name, clip.start, clip.fps) for clip in rig.clips), strict=True)
+        arrays |= {key: np.array(value) for key, value in zip(CLIP_KEYS, values, strict=True)}
+        arrays["clip_start"] = arrays["clip_start"].astype(np.int32)
     path = Path(path)
     with whole_file(path) as temporary:
         _write(temporary, arrays)
@@ -106,6 +115,8 @@ def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
 def read_rig(path) -> dict:
     """Read what `write_rig` wrote: a dict with every key of DESIGN 5's table, joint_names as a tuple of str.
 
+    Several clips' own keys are not read.
+
     Raises SprigError when an array is missing, or its shape or type does not fit the others.
     """
     path = Path(path)
@@ -119,10 +130,7 @@ def read_rig(path) -> dict:
             next(iter(archive.header(key).shape), 0) for key in ("frame_index", "rest_vertices", "faces", "parents")
         )
         checks.check_counts(path, frames=frames, vertices=vertices, faces=faces)
-        if not 1 <= joints <= MAX_JOINTS or joints * max(16 * frames, vertices) > MAX_RIG_VALUES:
-            raise SprigError(f"{path.name} claims {joints} joints for {vertices} vertices; is it damaged?")
-        if archive.header("joint_names").dtype.itemsize > 4 * MAX_NAME:
-            raise SprigError(f"{path.name} has joint names of more than {MAX_NAME} letters; shorten them.")
+        _check_joints(path, archive, joints, frames, vertices)
         expected = {
             "rest_vertices": ((vertices, 3), "f"), "faces": ((faces, 3), "iu"), "joint_names": ((joints,), "U"),
             "parents": ((joints,), "i"), "joints_rest": ((joints, 3), "f"), "tails_rest": ((joints, 3), "f"),
@@ -134,6 +142,76 @@ def read_rig(path) -> dict:
     rig["joint_names"] = tuple(str(name) for name in rig["joint_names"])
     rig["anchor_frame"], rig["fps"] = int(rig["anchor_frame"]), float(rig["fps"])
     return rig
+
+
+def read_skeleton(path) -> GivenSkeleton:
+    """Read a skeleton to fit: `joint_names parents joints_rest tails_rest rest_vertices` as `write_rig` writes them.
+
+    Used where they are present: `weights`, of which bones without any stay without; `bone_rest`, which says the rolls;
+    with it `bone_world`, the skeleton's own poses: a bone whose place against its parent varies there may move.
+    Raises SprigError when an array is missing, or its shape or type does not fit the others.
+    """
+    path = Path(path)
+    with _open(path) as archive:
+        missing = [key for key in SKELETON_KEYS if key not in archive]
+        if missing:
+            raise SprigError(
+                f"{path.name} holds no skeleton: it lacks the array {missing[0]!r}; give one with "
+                f"{', '.join(SKELETON_KEYS)}."
+            )
+        joints, vertices = (next(iter(archive.header(key).shape), 0) for key in ("parents", "rest_vertices"))
+        frames = next(iter(archive.header("bone_world").shape), 0) if "bone_world" in archive else 1
+        checks.check_counts(path, frames=frames, vertices=vertices)
+        _check_joints(path, archive, joints, frames, vertices)
+        expected = {
+            "joint_names": ((joints,), "U"), "parents": ((joints,), "i"), "joints_rest": ((joints, 3), "f"),
+            "tails_rest": ((joints, 3), "f"), "rest_vertices": ((vertices, 3), "f"),
+            "weights": ((vertices, joints), "f"), "bone_rest": ((joints, 4, 4), "f"),
+            "bone_world": ((frames, joints, 4, 4), "f"),
+        }  # fmt: skip
+        found = {key: archive.load(key, *expected[key]) for key in expected if key in archive}
+    names = tuple(str(name) for name in found.pop("joint_names"))
+    if len(set(names)) < len(names):
+        raise SprigError(f"{path.name} has several joints of one name; give every joint a name of its own.")
+    parents = found.pop("parents")
+    if (parents < -1).any() or (parents >= joints).any():
+        raise SprigError(f"{path.name} has parents that are none of its {joints} joints; export it again.")
+    for key, values in found.items():
+        if not np.isfinite(values).all():
+            raise SprigError(f"{path.name} has {key} that are not finite; export it again.")
+    found = {key: values.astype(np.float64) for key, values in found.items()}
+    weights, rest, world = (found.get(key) for key in ("weights", "bone_rest", "bone_world"))
+    if weights is not None and weights.min() < 0:
+        raise SprigError(f"{path.name} has weights below zero; export it again.")
+    if rest is not None and np.abs(np.linalg.det(rest)).min() <= 0:
+        raise SprigError(f"{path.name} has a bone_rest that has no inverse; export it again.")
+    motion = located = None
+    if rest is not None and world is not None:
+        if np.abs(np.linalg.det(world)).min() <= 0:
+            raise SprigError(f"{path.name} has a bone_world that has no inverse; export it again.")
+        motion = world @ np.linalg.inv(rest)
+        size = float(np.linalg.norm(np.ptp(found["rest_vertices"], axis=0)))
+        located = moving_bones(motion, found["joints_rest"], parents, size)
+    return GivenSkeleton(
+        found["joints_rest"],
+        found["tails_rest"],
+        parents,
+        names,
+        rest_vertices=found["rest_vertices"],
+        frames=rest,
+        located=located,
+        deform=None if weights is None or weights.max() <= 0 else weights.max(axis=0) > 0,
+        weights=weights,
+        motion=motion,
+    )
+
+
+def _check_joints(path: Path, archive: _Archive, joints: int, frames: int, vertices: int) -> None:
+    """Refuse more joints, or longer names, than any rig has."""
+    if not 1 <= joints <= MAX_JOINTS or joints * max(16 * frames, vertices) > MAX_RIG_VALUES:
+        raise SprigError(f"{path.name} claims {joints} joints for {vertices} vertices; is it damaged?")
+    if archive.header("joint_names").dtype.itemsize > 4 * MAX_NAME:
+        raise SprigError(f"{path.name} has joint names of more than {MAX_NAME} letters; shorten them.")
 
 
 class _Header(NamedTuple):

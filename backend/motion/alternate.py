@@ -1,6 +1,7 @@
 """Poses, joints, weights and rest shape of one skeleton in turn, until it replays the motion as well as it can.
 
-The key frames, those that differ most, tell nearly everything; the others join in the final rounds.
+The key frames, those that differ most, tell nearly everything (`alternate`); the others join in the final rounds
+(`finish`).
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import torch
 from .free_bones import correct_rest_shape, vertex_errors
 from .hierarchy import Pose, at_poses, bone_matrices, joint_prior_strength, refine_pose, stretch_gains
 from .problem import Problem, bone_errors, moments, rmse
-from .weights import solve_weights
+from .weights import solve_free_weights, solve_weights
 
 ROUNDS = 11  # of poses and joints, weights, rest shape on the key frames
 FINAL_ROUNDS = 2  # of poses, weights, rest shape on all frames
 FIRST_STEPS = 3  # Gauss-Newton steps from the free bones' rotations
 FINAL_STEPS = 1
+FAR_STEPS = 5  # from the most similar key frame's pose, which in long or joined sequences may be far away
 MOMENTUM = 0.7  # as in free_bones
 FIRST_PRIOR, LAST_PRIOR = 1e-3, 1e-5  # pull of the joints to their prior, loosened from round to round
 NOISE = 5e-4  # diagonals: motion explained better than this is evidence, and the joints' prior counts for less
@@ -56,6 +58,7 @@ class Setting:
     influences: int = 4
     rest_correction: bool = True
     stretch: bool = False
+    held: torch.Tensor | None = None  # (B,) bones whose weights stay; None for none
 
     def error(self, M, W, u) -> float:
         """RMSE over the vertices of the user's mesh, as a fraction of the diagonal."""
@@ -63,45 +66,66 @@ class Setting:
         return float(squared.sqrt())
 
 
-def alternate(setting: Setting, pose: Pose, W, u, tick, *, priors=None, rounds: int = ROUNDS) -> MotionFit:
-    """Solve a skeleton from `pose` in the key frames, weights W (N,B) and rest shape u (N,3).
+@dataclass(frozen=True, eq=False)
+class State:
+    """A skeleton at work: its pose in the key frames, weights (N,B), rest shape (N,3)."""
 
-    With `priors` (B,3) joints are solved, too, near them; without, they stay where they are. `tick(share)` is called
-    before every round.
+    pose: Pose
+    W: torch.Tensor
+    u: torch.Tensor
+
+
+def alternate(
+    setting: Setting, state: State, tick, *, priors=None, last_prior: float = LAST_PRIOR, rounds: int = ROUNDS
+) -> State:
+    """Solve a skeleton on the key frames, from where it is.
+
+    With `priors` (B,3) joints are solved, too, near them, in the end with the pull `last_prior`; without, they stay
+    where they are. `tick(share)` is called before every round.
     """
-    problem = setting.key
+    problem, W, u = setting.key, state.W, state.u
     A, Q = moments(problem, W, u)
-    pose = refine_pose(pose, A, Q, steps=FIRST_STEPS)
+    pose = refine_pose(state.pose, A, Q, steps=FIRST_STEPS)
     last = None
     for round_ in range(rounds):
-        tick(round_ / (rounds + FINAL_ROUNDS))
+        tick(round_ / rounds)
         pull = None
         if priors is not None:
-            prior = FIRST_PRIOR * (LAST_PRIOR / FIRST_PRIOR) ** (round_ / (rounds - 1))
+            prior = FIRST_PRIOR * (last_prior / FIRST_PRIOR) ** (round_ / (rounds - 1))
             noise = min(1.0, (rmse(problem, bone_matrices(pose), A, Q) / NOISE) ** 2)
             pull = joint_prior_strength(pose, A, priors, prior * noise)
         pose = refine_pose(pose, A, Q, steps=1, joints=pull, priors=priors)
         M = bone_matrices(pose)
         ahead = M if last is None else M + MOMENTUM * (M - last)
         last = M
-        W, u = _skin(setting, problem, ahead, W, u)
+        W, u = skin(setting, problem, ahead, W, u)
         A, Q = moments(problem, W, u)
         if setting.stretch and round_ == rounds // 2:
             pose = replace(pose, located=(*pose.located, *_bones_to_stretch(problem, pose, A, Q)))
-    problem = setting.problem
-    pose = at_poses(pose, setting.nearest)
+    return State(pose, W, u)
+
+
+def finish(setting: Setting, state: State, tick) -> MotionFit:
+    """The final rounds on all frames; the joints stay."""
+    problem, W, u = setting.problem, state.W, state.u
+    pose = at_poses(state.pose, setting.nearest)
+    far = problem.frames > setting.key.frames
     for round_ in range(FINAL_ROUNDS):
-        tick((rounds + round_) / (rounds + FINAL_ROUNDS))
-        pose = refine_pose(pose, *moments(problem, W, u), steps=FINAL_STEPS)
+        tick(round_ / FINAL_ROUNDS)
+        steps = FAR_STEPS if far and round_ == 0 else FINAL_STEPS
+        pose = refine_pose(pose, *moments(problem, W, u), steps=steps)
         M = bone_matrices(pose)
-        W, u = _skin(setting, problem, M, W, u)
+        W, u = skin(setting, problem, M, W, u)
     return to_numpy(M, W, u, pose.c, np.asarray(pose.parents), setting.error(M, W, u), pose.located)
 
 
-def _skin(setting: Setting, problem: Problem, M, W, u):
-    """Weights and rest shape for given poses."""
+def skin(setting: Setting, problem: Problem, M, W, u):
+    """Weights (N,B) and rest shape (N,3) for given poses M (F,B,3,4), from the ones before."""
     errors = bone_errors(problem, M, u)
-    W = solve_weights(problem, errors, u, W, setting.influences)
+    if setting.held is None:
+        W = solve_weights(problem, errors, u, W, setting.influences)
+    else:
+        W = solve_free_weights(problem, M, u, W, setting.held, setting.influences)
     return W, correct_rest_shape(problem, errors, W) if setting.rest_correction else u
 
 

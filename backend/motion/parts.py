@@ -41,6 +41,17 @@ def _relabel(problem: Problem, alone, labels, count: int):
     return torch.where(near > 0, alone, torch.inf).argmin(1)
 
 
+def living_parts(problem: Problem, labels):
+    """Labels (N,) without gaps and without parts too small to live: their vertices go where they move alike."""
+    size = torch.bincount(labels)
+    alive = torch.nonzero(size >= SMALLEST_PART)[:, 0]
+    number = torch.full_like(size, -1)
+    number[alive] = torch.arange(len(alive), device=labels.device)
+    M = rigid_fits(problem, labels, len(size))[:, alive]
+    moves_alike = bone_errors(problem, M, problem.rest).alone.argmin(1)
+    return torch.where(number[labels] >= 0, number[labels], moves_alike)
+
+
 def split_into_parts(problem: Problem, wanted: int, enough: float = 0.0, labels=None):
     """Labels (N,) and rigid motions (F,B,3,4) of at most `wanted` parts.
 

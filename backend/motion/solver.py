@@ -11,21 +11,34 @@ import numpy as np
 import torch
 
 from ..errors import no_progress
-from .alternate import MotionFit, Setting, alternate, in_scene_units, to_numpy
+from .alternate import LAST_PRIOR, MotionFit, Setting, State, alternate, finish, in_scene_units, to_numpy
 from .free_bones import fit_free_bones
 from .hierarchy import start_pose
 from .joints import connect_bones
-from .parts import rigid_fits, split_into_parts
+from .parts import living_parts, rigid_fits, split_into_parts
 from .problem import Problem, at_frames, diverse_frames, make_problem
 
 KEY_FRAMES = 48  # that differ most tell the skeleton and nearly the weights; the others join in the final rounds
 PART_FRAMES = 24  # of them are enough to find the rigid parts
 FREE_ITERATIONS = 6  # with momentum; more lowers the free bones' error but hardly the finished rig's
+PROPOSED_NEAR = 0.06  # diagonals: a proposed joint this near to where the skin expects one means the same joint
+PROPOSED_PRIOR = 1e-4  # last pull to priors that a network has a say in; ten times the plain one
 PARTS_PER_TOLERANCE = 4.5  # rigid parts with this error become a skinned hierarchy within the tolerance, by experience
 TOLERANCE_MARGIN = 0.99  # aim this far below the tolerance: the rig is rounded to float32
 ATTEMPTS = 6  # numbers of joints that are tried
 GROWTH, LEAST_GAIN = 1.4, 0.9  # so many times the joints must bring the error below this share, else they do not pay
 MOST_JOINTS = 128  # found automatically; a rig with more is no longer one that a person can use
+
+
+@dataclass(frozen=True, eq=False)
+class Hints:
+    """What another skeleton tells the motion: where joints may be, and which vertices may move together.
+
+    joints (K,3) in the trajectories' units; labels (N,) parts to start from, or None to find them from scratch.
+    """
+
+    joints: np.ndarray
+    labels: np.ndarray | None = None
 
 
 def solve_motion(
@@ -41,6 +54,8 @@ def solve_motion(
     stretch: bool = False,
     hierarchy: bool = True,
     iterations: int = FREE_ITERATIONS,
+    hints: Hints | None = None,
+    least: int = 2,
     device: str = "cpu",
     progress=no_progress,
 ) -> MotionFit:
@@ -48,15 +63,14 @@ def solve_motion(
 
     `counts` (N,) says how many vertices of the user's mesh lie at each; only the error uses it, so that seams change
     nothing else.
-    With `joints` None their number is found: the smallest tried that meets `tolerance` (per cent of the diagonal), or
-    the last that still paid. With `hierarchy` False every bone has its own rigid motion per frame.
+    With `joints` None their number is found: the smallest tried from `least` on that meets `tolerance` (per cent of the
+    diagonal), or the last that still paid. Joints near those of the `hints` are drawn to them. With `hierarchy` False
+    every bone has its own rigid motion per frame.
     """
     problem, centre, scale = make_problem(trajectories, edges, anchor, device)
     setting = make_setting(problem, anchor, counts, influences, rest_correction, stretch)
-    if hierarchy:
-        solve = _Solve(setting, setting.key, at_frames(setting.key, slice(PART_FRAMES)), True, iterations)
-    else:
-        solve = _Solve(setting, problem, problem, False, iterations)
+    key, few = (setting.key, at_frames(setting.key, slice(PART_FRAMES))) if hierarchy else (problem, problem)
+    solve = _Solve(setting, key, few, hierarchy, iterations, *_in_solver_units(hints, few, centre, scale))
     if joints is not None:
         fit = solve.run(joints, progress)
         warnings = ()
@@ -66,7 +80,7 @@ def solve_motion(
                 f"{len(fit.parents)} joints instead of the {joints} asked for.",
             )
     else:
-        fit, warnings = _find_joint_count(solve, tolerance / 100, progress)
+        fit, warnings = _find_joint_count(solve, tolerance / 100, least, progress)
     return replace(in_scene_units(fit, centre, scale), warnings=warnings)
 
 
@@ -89,11 +103,14 @@ class _Solve:
     few: Problem  # the first of them, for the parts
     hierarchy: bool
     iterations: int
+    near: torch.Tensor | None = None  # (K,3) where joints are proposed
+    labels: torch.Tensor | None = None  # (N,) parts that are proposed
 
     def run(self, bones: int, progress) -> MotionFit:
         setting, problem = self.setting, self.key
         progress(0.0, "Finding rigid parts")
-        labels, parts = split_into_parts(self.few, bones)
+        start = self.labels if self.labels is not None and int(self.labels.max()) < bones else None
+        labels, parts = split_into_parts(self.few, bones, labels=start)
         M = rigid_fits(problem, labels, parts.shape[1])
         W = torch.nn.functional.one_hot(labels, M.shape[1]).to(M.dtype)
         share = 0.4 if self.hierarchy else 0.9
@@ -114,25 +131,42 @@ class _Solve:
             return to_numpy(M, W, u, centroids, np.full(bones, -1), setting.error(M, W, u), range(bones))
         tree = connect_bones(problem, M, W, u)
         order = torch.as_tensor(tree.order, device=W.device)
-        priors = torch.as_tensor(tree.priors, device=W.device)
+        priors = self._drawn(torch.as_tensor(tree.priors, device=W.device))
         pose = start_pose(M[:, order], tree.joints, tree.parents, priors)
-        return alternate(
+        state = alternate(
             setting,
-            pose,
-            W[:, order],
-            u,
-            lambda done: progress(share + (1 - share) * done, "Fitting the skeleton"),
+            State(pose, W[:, order], u),
+            lambda done: progress(share + (0.9 - share) * done, "Fitting the skeleton"),
             priors=priors,
+            last_prior=LAST_PRIOR if self.near is None else PROPOSED_PRIOR,
         )
+        return finish(setting, state, lambda done: progress(0.9 + 0.1 * done, "Fitting all frames"))
+
+    def _drawn(self, priors):
+        """Where joints are expected (B,3), those with a proposed joint nearby halfway to it."""
+        if self.near is None:
+            return priors
+        distance, nearest = torch.cdist(priors, self.near).min(1)
+        return torch.where((distance < PROPOSED_NEAR)[:, None], (priors + self.near[nearest]) / 2, priors)
 
 
-def _find_joint_count(solve: _Solve, tolerance: float, progress):
-    """Smallest number of joints among a few well-chosen ones whose rig meets the tolerance; (fit, warnings)."""
+def _in_solver_units(hints: Hints | None, few: Problem, centre, scale: float):
+    """Proposed joints (K,3) and living parts (N,), or None where nothing is proposed."""
+    if hints is None:
+        return None, None
+    near = torch.as_tensor((hints.joints - centre) / scale, dtype=few.rest.dtype, device=few.device)
+    if hints.labels is None:
+        return near, None
+    return near, living_parts(few, torch.as_tensor(hints.labels, dtype=torch.long, device=few.device))
+
+
+def _find_joint_count(solve: _Solve, tolerance: float, least: int, progress):
+    """The smallest number of joints among a few well-chosen ones whose rig meets the tolerance; (fit, warnings)."""
     aim = tolerance * TOLERANCE_MARGIN
     most = max(1, min(MOST_JOINTS, solve.setting.problem.vertices // 4))
     progress(0.0, "Counting joints")
     labels, _ = split_into_parts(solve.few, most, enough=PARTS_PER_TOLERANCE * tolerance)
-    bones = int(labels.max()) + 1
+    bones = max(int(labels.max()) + 1, min(least, most))
     tried: dict[int, MotionFit] = {}
     for attempt in range(ATTEMPTS):
         fit = solve.run(
@@ -149,9 +183,9 @@ def _find_joint_count(solve: _Solve, tolerance: float, progress):
                 break
             bones = min(most, max(bones + 1, round(bones * min(2.0, (fit.rmse / aim) ** 0.8 * 1.05))))
         elif bad is None:
-            if good <= 2 or tried[good].rmse > 0.8 * aim:
+            if good <= least or tried[good].rmse > 0.8 * aim:
                 break
-            bones = max(2, round(good * max(0.6, (tried[good].rmse / aim) ** 0.8)))
+            bones = max(least, round(good * max(0.6, (tried[good].rmse / aim) ** 0.8)))
         else:
             if good - bad <= max(1, good // 8):
                 break

@@ -4,13 +4,19 @@ For a vertex with candidate bones the squared error over all frames is w^T G w -
 G[a,b] = U^T (sum_f M_a^T M_b) U and c[b] = sum_f <x, M_b U>; plus a pull `strength` to the rigidness-smoothed weights
 (Le & Deng 2014). The support of at most K bones is grown greedily from the best pair and compared with the support the
 vertex had, so a solve never makes the energy larger.
+
+Columns may be held: their weights stay, and the others share what these leave. With x_held the motion that the held
+columns give a vertex and s the share that is left, its free weights are s v, where v solves the same problem for the
+motion (x - x_held) / s.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from .problem import BoneErrors, Problem, homogeneous, slices, smooth
+from .problem import BoneErrors, Problem, bone_errors, design, flat, homogeneous, slices, smooth
 
 CANDIDATES = 10  # bones looked at for each vertex
 SMOOTHNESS = 1e-4  # pull to the smoothed weights, times the rest shape's spread
@@ -21,16 +27,43 @@ CHUNK = 4096  # vertices at a time: bounds the memory of the candidate Gram matr
 
 def solve_weights(problem: Problem, errors: BoneErrors, u, W, influences: int, smoothness: float = SMOOTHNESS):
     """Weights (N,B) for the poses and the rest shape u (N,3) that `errors` were made with, starting from W (N,B)."""
+    return _solve(problem, errors, u, W, [(influences, torch.arange(problem.vertices, device=u.device))], smoothness)
+
+
+def solve_free_weights(problem: Problem, M, u, W, held, influences: int, smoothness: float = SMOOTHNESS):
+    """As solve_weights, for poses M (F,B,3,4); columns of which `held` (B,) is true keep the weights in W.
+
+    A vertex has at most `influences` bones where the held ones leave room, and one free bone where anything is left.
+    """
+    free = torch.nonzero(~held)[:, 0]
+    kept = torch.where(held, W, 0.0)
+    left = 1 - kept.sum(1)
+    whole = left < NEGLIGIBLE  # vertices of the held bones alone
+    left = torch.where(whole, 1.0, left)
+    frames = problem.frames
+    X = problem.X
+    if bool((kept > 0).any()):
+        posed = flat(M).reshape(3 * frames, -1) @ design(torch.where(whole[:, None], 0.0, kept), u).T
+        X = (X - posed.reshape(frames, 3, -1)) / left
+    rest = replace(problem, X=X, square_norm=torch.einsum("fiv,fiv->v", X, X))
+    share = W[:, free] / W[:, free].sum(1, keepdim=True).clamp_min(1e-12)
+    room = (influences - (kept > 0).sum(1)).clamp_min(1)
+    groups = [(size, torch.nonzero(room == size)[:, 0]) for size in room.unique().tolist()]
+    solved = _solve(rest, bone_errors(rest, M[:, free], u), u, share, groups, smoothness)
+    solved = torch.where(whole[:, None], 0.0, left[:, None] * solved)
+    return kept.index_copy(1, free, solved)
+
+
+def _solve(problem: Problem, errors: BoneErrors, u, W, groups, smoothness: float):
+    """Weights (N,B); groups: pairs of a number of influences and the vertices (n,) that may have so many."""
     pull = smoothness * problem.spread
     smoothed = smooth(problem, W)
     table = _pair_table(errors.gram)
     U = homogeneous(u)
-    new = torch.cat(
-        [
-            _solve_rows(errors, table, U[rows], rows, smoothed[rows], W[rows], pull, influences)
-            for rows in slices(problem.vertices, CHUNK)
-        ]
-    )
+    new = torch.empty_like(W)
+    for influences, vertices in groups:
+        for rows in (vertices[piece] for piece in slices(len(vertices), CHUNK)):
+            new[rows] = _solve_rows(errors, table, U[rows], rows, smoothed[rows], W[rows], pull, influences)
     new = torch.where(new < NEGLIGIBLE, 0.0, new)
     return new / new.sum(1, keepdim=True)
 

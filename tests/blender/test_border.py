@@ -6,7 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sprig.backend.kinematics import bone_frames, linear_blend_skinning
+from sprig.backend.kinematics import linear_blend_skinning
+from sprig.backend.naming import read_anatomy
+from sprig.backend.rolls import rest_frames
 from sprig.sprig_blender.write_armature import evaluated_positions, evaluated_rmse, write_armature
 
 from .rigs import random_rig, replay, source_of, tube
@@ -55,11 +57,13 @@ def test_blender_evaluates_our_skinning(seed, joints, size, place, scale, stretc
 
 
 @pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
-def test_rest_matrices_are_the_bone_frames(size):
+def test_rest_matrices_are_the_rest_frames(size):
     vertices, faces = tube()
     rig = random_rig(np.random.default_rng(3), vertices, faces, joints=9, size=size)
     armature = write_armature(bpy.context, rig, [source_of(rig, faces)], np.zeros(len(vertices), int)).armature
-    expected = bone_frames(rig.skeleton.joints, rig.skeleton.tails)
+    skeleton = rig.skeleton
+    anatomy = read_anatomy(skeleton.joints, skeleton.parents)
+    expected = rest_frames(skeleton.joints, skeleton.tails, skeleton.parents, anatomy)
     for j, name in enumerate(rig.skeleton.names):
         bone = armature.data.bones[name]
         actual = np.array(bone.matrix_local)

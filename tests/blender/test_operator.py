@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from sprig.backend.checkpoint import read_provenance
+from sprig.backend.name_presets import NAMES
 from sprig.backend.pipeline import RigOptions
 
 from ..small_networks import small_networks
@@ -230,8 +231,11 @@ def test_settings_mean_what_the_command_line_means(addon):
     assert chosen["tolerance"] == pytest.approx(default.tolerance)
     settings.joints_mode, settings.joints, settings.anchor_mode, settings.anchor_frame = "NUMBER", 7, "FRAME", 5
     settings.influences, settings.rest_correction, settings.stretch, settings.seed = 2, False, True, 11
+    assert tuple(settings.bl_rna.properties["names"].enum_items.keys()) == NAMES
+    settings.names = "unity"
     options = RigOptions(**addon.auto_rig.rig_choices(bpy.context))
     assert (options.joints, options.anchor, options.influences, options.seed) == (7, 5, 2, 11)
+    assert options.names == "unity"
     assert not options.rest_correction and options.stretch == "auto"
     settings.skeleton, settings.candidates, settings.temperature = "learned", 4, 0.5
     settings.checkpoint_skeleton = "/networks/mine.safetensors"

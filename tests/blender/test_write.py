@@ -5,8 +5,11 @@ from dataclasses import replace
 import bpy
 import numpy as np
 import pytest
+from mathutils import Quaternion
 
 from sprig.backend.errors import SprigError
+from sprig.backend.naming import name_joints
+from sprig.backend.rig import Skeleton
 from sprig.sprig_blender.compat import curves_of
 from sprig.sprig_blender.skinned_mesh import pruned
 from sprig.sprig_blender.write_armature import (
@@ -17,6 +20,8 @@ from sprig.sprig_blender.write_armature import (
     write_armature,
 )
 
+from ..test_naming import quadruped
+from ..test_rolls import standing_human
 from .rigs import mesh_object, random_rig, replay, source_of, tube
 
 
@@ -54,7 +59,8 @@ def test_armature_bones_groups_and_action(rig, source):
         bone = armature.data.bones[name]
         assert (bone.parent.name if bone.parent else None) == (rig.skeleton.names[parent] if parent >= 0 else None)
         assert bone.use_deform and not bone.use_connect
-        assert bone.collections.keys() == ["Deform"]
+        (collection,) = bone.collections
+        assert collection.parent.name == "Deform"
         assert bone["sprig_seen_in_motion"] is True
         assert bone["sprig_rotation_range_deg"] == pytest.approx(np.degrees(0.5))
         assert "sprig_confidence" not in bone  # nothing is known
@@ -84,6 +90,62 @@ def test_location_keys_only_where_a_joint_translates(stretching):
     assert {key.interpolation for key in keys} == {"LINEAR"}
     assert sorted({key.co.x for key in keys}) == rig.frame_numbers.tolist()
     assert all(curve.group.name in rig.skeleton.names for curve in curves_of(armature))
+
+
+def creature_rig(creature):
+    """A rig of a body of ours that stands still, on a tube whose vertices are tied to it at random."""
+    joints, parents, _ = creature()
+    tails = np.array([
+        joints[parents == j].mean(axis=0) if (parents == j).any() else 2 * head - joints[parents[j]]
+        for j, head in enumerate(joints)
+    ])  # fmt: skip
+    rig = random_rig(np.random.default_rng(6), *tube(), joints=len(joints), frames=2)
+    skeleton = Skeleton(joints, tails, parents, name_joints(joints, parents))
+    return replace(rig, skeleton=skeleton, motion=np.tile(np.eye(4), (2, len(joints), 1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("creature", "expected"),
+    [
+        (standing_human, "Spine Head Arm.L Arm.R Leg.L Leg.R"),
+        (quadruped, "Spine Head Tail Leg.L Leg.R"),
+    ],
+)
+def test_every_bone_is_in_the_collection_of_its_part(creature, expected):
+    rig = creature_rig(creature)
+    bones = write(rig, source_of(rig, tube()[1])).armature.data
+    (deform,) = bones.collections
+    assert [child.name for child in deform.children] == expected.split()
+    assert sorted(b.name for child in deform.children for b in child.bones) == sorted(rig.skeleton.names)
+    held = {child.name: [bone.name for bone in child.bones] for child in deform.children}
+    assert {"hips", "chest"} <= set(held["Spine"]) and "neck" in held["Head"]
+    assert all(name.endswith(".L") for name in held["Leg.L"])
+    if creature is quadruped:
+        assert {"side.L", "side.R"} <= set(held["Head"])  # the ears
+
+
+@pytest.mark.parametrize("creature", [standing_human, quadruped])
+def test_a_pose_pasted_flipped_is_the_mirror_image(creature):
+    """With Blender's own copy and paste, of all bones at once, turned at random and the hips moved."""
+    rig = creature_rig(creature)
+    armature = write(rig, source_of(rig, tube()[1])).armature
+    armature.animation_data_clear()
+    rng = np.random.default_rng(2)
+    bpy.ops.object.mode_set(mode="POSE")
+    for bone in armature.pose.bones:
+        bone.rotation_quaternion = Quaternion(rng.normal(size=3), rng.uniform(-1, 1))
+    armature.pose.bones["hips"].location = (0.1, 0.2, 0.3)
+    bpy.context.view_layer.update()
+    before = {bone.name: np.array(bone.matrix) for bone in armature.pose.bones}
+    bpy.ops.pose.select_all(action="SELECT")
+    bpy.ops.pose.copy()
+    bpy.ops.pose.paste(flipped=True)
+    bpy.context.view_layer.update()
+    mirror, flip = np.diag([-1.0, 1, 1, 1]), np.diag([-1.0, 1, 1, 1])
+    for name, matrix in before.items():
+        other = name[:-1] + {"L": "R", "R": "L"}[name[-1]] if name[-2] == "." else name
+        pasted = np.array(armature.pose.bones[other].matrix)
+        np.testing.assert_allclose(pasted, mirror @ matrix @ flip, atol=1e-5, err_msg=name)
 
 
 def test_tiny_weights_are_dropped_and_rows_renormalised():

@@ -1,0 +1,262 @@
+"""`auto`: the networks propose, the motion decides.
+
+Candidates, from the one with most of the networks' anatomy to the one with least:
+    network   their skeleton and weights; the motion solves weights and poses and corrects joints (motion/correct.py)
+    parts     what moves together is at first what their weights say; the motion finds the joints, drawn to theirs
+    motion    what moves together is found in the motion; its joints are drawn to theirs as well
+The first that explains the motion within PREFERENCE of the best is taken: an artist would rather have the anatomy, but
+not a rig that replays his animation worse. Errors of skeletons of different size are compared at equal complexity: one
+with twice the joints has to have half of the error.
+
+Where several proposals are asked for, they are drawn from the network, or made on frames that look different and
+carried to the anchor frame; the one whose skeleton explains some frames best goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from .errors import no_progress
+from .learned import NetworkRig, Networks, rig_shape
+from .motion.alternate import MotionFit, alternate, finish, in_scene_units
+from .motion.correct import correct, keep_still_weights
+from .motion.given import start_state
+from .motion.hierarchy import bone_matrices
+from .motion.problem import at_frames, diverse_frames, make_problem
+from .motion.solver import Hints, make_setting, solve_motion
+from .skeletons import rotation_ranges
+from .surface import Prepared, winding_numbers
+
+PREFERENCE = 1.2  # times the best cost: a candidate with more of the networks' anatomy may cost this much
+SURE = 0.3  # confidence from which the network's joints draw the motion's to them
+SAME_JOINT = 0.03  # diagonals: a joint this near to one of the network's is as sure as that one
+INVISIBLE = 1e-4  # diagonals: smaller errors count as equal
+INSIDE = 0.5  # winding number
+STILL_COST = 1.02  # times the error: what the network's weights in still limbs may cost
+DRAWN = 0.5  # temperature of proposals that are drawn
+FEW_FRAMES, FEW_ROUNDS = 12, 4  # in which several proposals are compared
+REASONS = {
+    "network": "the network's own skeleton explains the motion nearly as well as any",
+    "parts": "parts that the network sees, joined where the motion bends, explain the motion nearly as well as any",
+    "motion": "parts from the motion explain it clearly better than those of the network",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A skeleton fitted to the motion; confidence (J,), NaN for joints that no network knows."""
+
+    source: str
+    fit: MotionFit
+    confidence: np.ndarray
+
+    @property
+    def cost(self) -> float:
+        """Error at equal complexity, as a fraction of the diagonal."""
+        return max(self.fit.rmse, INVISIBLE) * len(self.fit.parents)
+
+    @property
+    def reason(self) -> str:
+        """Why it was taken, for the report."""
+        return REASONS[self.source]
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """What the networks propose, in the anchor frame; `tried` says for the report what there was to choose from."""
+
+    rig: NetworkRig
+    tried: list[dict]
+
+
+def propose(
+    prepared: Prepared,
+    anchor: int,
+    networks: Networks,
+    *,
+    joints: int | None = None,
+    candidates: int = 1,
+    temperature: float = 0.0,
+    influences: int = 4,
+    seed: int = 0,
+    progress=no_progress,
+) -> Proposal:
+    """The networks' rig of the anchor frame, or of several `candidates` the one that explains some frames best.
+
+    The first is the networks' own choice, every second of the others is drawn at `temperature` (DRAWN where that is 0),
+    the rest are their choices in frames that differ most, carried to the anchor frame.
+    """
+    edges = np.concatenate([prepared.edges, prepared.bridges])
+    problem, centre, scale = make_problem(prepared.trajectories, edges, anchor)
+    frames = diverse_frames(problem, anchor, max(FEW_FRAMES, candidates))[0]
+    shape = prepared.trajectories.astype(np.float64, copy=False)
+    if joints is not None and joints > networks.skeleton.most_joints:
+        joints = None  # then the motion adds what the network cannot hold
+    settings = {"joints": joints, "influences": influences}
+    rigs, tried = [], []
+    for k in range(candidates):
+        frame = int(frames[min(k // 2, len(frames) - 1)]) if k % 2 == 0 else anchor
+        drawn = k % 2 == 1 or k >= 2 * len(frames)
+        rig = rig_shape(
+            shape[frame].astype(np.float64),
+            prepared.faces,
+            networks,
+            temperature=(temperature or DRAWN) if drawn else temperature if candidates == 1 else 0.0,
+            seed=seed + k,
+            progress=lambda share, text, k=k: progress((k + share) / candidates, text),
+            **settings,
+        )
+        if frame != anchor:
+            rig = replace(rig, joints=carried(rig.joints, rig.parents, rig.weights, shape[frame], shape[anchor]))
+        rigs.append(rig)
+        tried.append({"frame": frame, "drawn": drawn, "joints": len(rig.parents)})
+    if candidates == 1:
+        return Proposal(rigs[0], tried)
+    setting = make_setting(at_frames(problem, frames[:FEW_FRAMES]), 0, prepared.counts, influences)
+    for rig, row in zip(rigs, tried, strict=True):
+        state = _network_state(setting, rig, centre, scale)
+        state = alternate(setting, state, lambda _share: None, rounds=FEW_ROUNDS)
+        error = setting.error(bone_matrices(state.pose), state.W, state.u)
+        sure = float(np.nanmean(rig.confidence)) if np.isfinite(rig.confidence).any() else 0.0
+        row.update(rmse_percent=100 * error, confidence=sure)
+    cost = [row["rmse_percent"] * row["joints"] * (2 - row["confidence"]) for row in tried]
+    best = int(np.argmin(cost))
+    for k, row in enumerate(tried):
+        row["chosen"] = k == best
+    return Proposal(rigs[best], tried)
+
+
+def carried(joints, parents, weights, shape, target) -> np.ndarray:
+    """Joints (J,3) of one pose of a mesh, `shape` (N,3), in another, `target` (N,3).
+
+    Each moves as the skin does that it shares with its parent (Kabsch 1976).
+    """
+    found = np.empty_like(joints)
+    for j, parent in enumerate(parents):
+        both = weights[:, j] * (weights[:, parent] if parent >= 0 else 1.0)
+        both = both + 1e-3 * weights[:, j] + 1e-9
+        both = both / both.sum()
+        source, goal = both @ shape, both @ target
+        u, _, vt = np.linalg.svd((shape - source).T @ (both[:, None] * (target - goal)))
+        turn = vt.T @ np.diag([1, 1, np.sign(np.linalg.det(vt.T @ u.T))]) @ u.T
+        found[j] = goal + turn @ (joints[j] - source)
+    return found
+
+
+def fuse(
+    prepared: Prepared,
+    anchor: int,
+    proposal: NetworkRig,
+    *,
+    joints: int | None,
+    tolerance: float,
+    influences: int = 4,
+    rest_correction: bool = True,
+    stretch: bool = False,
+    device: str = "cpu",
+    progress=no_progress,
+) -> tuple[Candidate, list[Candidate]]:
+    """The candidate that is taken and all that were tried, for what the networks propose on the anchor frame.
+
+    Without a number of `joints` it is the networks', or as many more as the tolerance (per cent of the diagonal) needs.
+    """
+    edges = np.concatenate([prepared.edges, prepared.bridges])
+    common = {
+        "counts": prepared.counts, "influences": influences, "rest_correction": rest_correction, "stretch": stretch,
+        "device": device,
+    }  # fmt: skip
+
+    def part(start, end):
+        return lambda share, text: progress(start + (end - start) * share, text)
+
+    sure = proposal.confidence >= SURE
+    near = proposal.joints[sure] if sure.any() else proposal.joints
+    labels = proposal.weights.argmax(axis=1)
+    network = _network_candidate(prepared, edges, anchor, proposal, common, joints is not None, part(0.0, 0.3))
+    parts = solve_motion(
+        prepared.trajectories, edges, anchor, joints=joints, tolerance=tolerance, least=len(proposal.parents),
+        hints=Hints(near, labels), progress=part(0.3, 0.7), **common,
+    )  # fmt: skip
+    motion = solve_motion(
+        prepared.trajectories, edges, anchor, joints=len(parts.parents), hints=Hints(near),
+        progress=part(0.7, 1.0), **common,
+    )  # fmt: skip
+    size = float(np.linalg.norm(np.ptp(prepared.trajectories[anchor], axis=0)))
+    candidates = [
+        network,
+        *(_as_sure(name, fit, proposal, size) for name, fit in (("parts", parts), ("motion", motion))),
+    ]
+    return choose(candidates), candidates
+
+
+def choose(candidates: list[Candidate]) -> Candidate:
+    """The first candidate whose cost is within PREFERENCE of the least."""
+    least = min(candidate.cost for candidate in candidates)
+    return next(candidate for candidate in candidates if candidate.cost <= PREFERENCE * least)
+
+
+def _network_candidate(prepared, edges, anchor, proposal: NetworkRig, common, same_count, progress) -> Candidate:
+    """The network's skeleton with weights and poses from the motion, corrected by it."""
+    problem, centre, scale = make_problem(prepared.trajectories, edges, anchor, common["device"])
+    setting = make_setting(
+        problem, anchor, common["counts"], common["influences"], common["rest_correction"], common["stretch"]
+    )
+    rest = problem.rest.cpu().numpy()
+
+    def inside(points):
+        return winding_numbers(points, rest, prepared.faces) > INSIDE
+
+    state = _network_state(setting, proposal, centre, scale)
+    state = alternate(setting, state, lambda share: progress(0.5 * share, "Fitting the network's skeleton"))
+    state, origin = correct(
+        setting,
+        state,
+        proposal.confidence,
+        inside,
+        lambda share: progress(0.5 + 0.4 * share, "Correcting the skeleton"),
+        same_count=same_count,
+    )
+    fit = finish(setting, state, lambda share: progress(0.9 + 0.1 * share, "Fitting all frames"))
+    fit = _with_still_weights(setting, fit, _start_weights(proposal, origin))
+    confidence = np.where(origin >= 0, proposal.confidence[np.maximum(origin, 0)], np.nan)
+    return Candidate("network", in_scene_units(fit, centre, scale), confidence)
+
+
+def _start_weights(proposal: NetworkRig, origin) -> np.ndarray:
+    """The network's weights (N,B) for the joints that are left: a merged joint's went to the next one above it."""
+    place = {int(j): k for k, j in enumerate(origin) if j >= 0}
+    start = np.zeros((len(proposal.weights), len(origin)))
+    for j in range(len(proposal.parents)):
+        stands = j
+        while stands not in place:
+            stands = int(proposal.parents[stands])
+        start[:, place[stands]] += proposal.weights[:, j]
+    return start
+
+
+def _with_still_weights(setting, fit: MotionFit, start) -> MotionFit:
+    """The fit with the network's weights where limbs never move, unless that costs STILL_COST of the error."""
+    turned = rotation_ranges(fit.motion[..., :3, :3], fit.parents, 0)
+    weights = keep_still_weights(fit.weights, start, turned, fit.parents, setting.influences)
+    as_tensors = (
+        torch.as_tensor(one, device=setting.problem.device) for one in (fit.motion[:, :, :3], weights, fit.rest)
+    )
+    error = setting.error(*as_tensors)
+    return replace(fit, weights=weights, rmse=error) if error <= STILL_COST * fit.rmse else fit
+
+
+def _network_state(setting, rig: NetworkRig, centre, scale: float):
+    """A network's rig in the poses that its weights tell."""
+    rest = setting.problem.rest
+    places = torch.as_tensor((rig.joints - centre) / scale, dtype=rest.dtype, device=rest.device)
+    return start_state(setting, places, rig.parents, torch.as_tensor(rig.weights, dtype=rest.dtype, device=rest.device))
+
+
+def _as_sure(source: str, fit: MotionFit, proposal: NetworkRig, size: float) -> Candidate:
+    """A candidate whose joints are as sure as those of the network that they lie on."""
+    distance = np.linalg.norm(fit.joints[:, None] - proposal.joints, axis=2)
+    known = distance.min(axis=1) < SAME_JOINT * size
+    return Candidate(source, fit, np.where(known, proposal.confidence[distance.argmin(axis=1)], np.nan))

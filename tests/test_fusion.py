@@ -1,0 +1,111 @@
+"""`auto`: which candidate is taken and why, several proposals, and whole rigs where the networks know nothing."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from sprig.backend.device import load_torch
+
+torch = load_torch()
+
+from sprig.backend.fusion import PREFERENCE, Candidate, carried, choose, fuse  # noqa: E402
+from sprig.backend.learned import NetworkRig  # noqa: E402
+from sprig.backend.motion.solver import solve_motion  # noqa: E402
+from sprig.backend.pipeline import RigOptions, rig_sequence  # noqa: E402
+from sprig.backend.report import rig_report  # noqa: E402
+from sprig.backend.surface import prepare  # noqa: E402
+
+from .creatures import chain  # noqa: E402
+
+
+def candidate(source, rmse, joints=10):
+    return Candidate(source, SimpleNamespace(rmse=rmse, parents=np.zeros(joints)), np.ones(joints))
+
+
+def test_anatomy_is_preferred_unless_it_costs_too_much():
+    best = candidate("motion", 1e-3)
+    assert choose([candidate("network", 0.99e-3 * PREFERENCE), best]).source == "network"
+    assert choose([candidate("network", 1.01e-3 * PREFERENCE), best]).source == "motion"
+    assert choose([candidate("network", 2e-3, 5), best]).source == "network"  # half the joints, twice the error
+    assert choose([candidate("network", 9e-5), candidate("motion", 1e-6)]).source == "network"  # nobody sees that
+
+
+def proposal(sequence, joints, weights, confidence=1.0):
+    prepared = prepare(sequence)
+    rows = np.zeros((len(prepared.counts), weights.shape[1]))
+    rows[prepared.vertex_map] = weights
+    parents = np.arange(len(joints)) - 1
+    return prepared, NetworkRig(joints - sequence.origin, parents, rows, np.full(len(joints), confidence), ())
+
+
+def anchored(bones=3, frames=16):
+    """A chain with its skeleton where it is in frame 0."""
+    sequence, joints, weights, motion = chain(bones, frames)
+    places = np.einsum("jab,jb->ja", motion[0], np.c_[joints, np.ones(bones)])[:, :3]
+    return sequence, places, weights
+
+
+def test_a_network_that_is_right_is_believed():
+    sequence, places, weights = anchored()
+    prepared, rig = proposal(sequence, places, weights)
+    chosen, tried = fuse(prepared, 0, rig, joints=3, tolerance=0.1)
+    assert [one.source for one in tried] == ["network", "parts", "motion"] and chosen.source == "network"
+    assert chosen.reason and chosen.fit.parents.tolist() == [-1, 0, 1]
+    assert np.linalg.norm(chosen.fit.joints - rig.joints, axis=1).max() < 0.05
+    assert chosen.confidence.tolist() == [1, 1, 1]
+
+
+def test_one_that_is_wrong_does_no_harm():
+    sequence, places, weights = anchored()
+    rng = np.random.default_rng(0)
+    prepared, rig = proposal(
+        sequence, places + rng.normal(0, 0.4, places.shape), weights[rng.permutation(len(weights))]
+    )
+    chosen, tried = fuse(prepared, 0, rig, joints=3, tolerance=0.1)
+    plain = solve_motion(prepared.trajectories, np.concatenate([prepared.edges, prepared.bridges]), 0, joints=3)
+    assert chosen.source != "network" and chosen.fit.rmse < PREFERENCE * plain.rmse
+    assert tried[0].fit.rmse > PREFERENCE * chosen.fit.rmse
+
+
+def test_joints_are_carried_with_the_skin():
+    sequence, places, weights = anchored()
+    turn = Rotation.from_rotvec([0.3, -0.5, 1.0]).as_matrix()
+    shape = sequence.world_vertices(0)
+    moved = carried(places, [-1, 0, 1], weights, shape, shape @ turn.T + [1, 2, 3])
+    np.testing.assert_allclose(moved, places @ turn.T + [1, 2, 3], atol=1e-6)
+    there = sequence.world_vertices(8)
+    _, joints, _, motion = chain(3, 16)
+    truth = np.einsum("jab,jb->ja", motion[8], np.c_[joints, np.ones(3)])[:, :3]
+    np.testing.assert_allclose(carried(places, [-1, 0, 1], weights, shape, there)[1:], truth[1:], atol=0.06)
+
+
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_networks_that_know_nothing(candidates, network_files):
+    """Untrained ones: the rig replays as well as one from the motion alone, and the report says who decided."""
+    sequence, *_ = chain(3, 16)
+    options = RigOptions(joints=3, candidates=candidates, **network_files)
+    rig = rig_sequence(sequence, options)
+    plain = rig_sequence(sequence, RigOptions(skeleton="motion", joints=3))
+    assert rig.rmse < max(1.2 * plain.rmse, 0.012)
+    report = rig_report(rig, source="x.npz", object_names=["x"], influences=4)
+    assert report["skeleton_source"] == "auto" and set(report["checkpoints"]) == {"skeleton", "skinning"}
+    choice = report["choice"]
+    assert [one["source"] for one in choice["candidates"]] == ["network", "parts", "motion"]
+    assert sum(one["chosen"] for one in choice["candidates"]) == 1 and choice["reason"]
+    assert len(choice["proposals"]) == candidates
+    if candidates > 1:
+        assert sum(one["chosen"] for one in choice["proposals"]) == 1
+        assert [one["drawn"] for one in choice["proposals"]] == [False, True, False]
+        assert choice["proposals"][2]["frame"] != choice["proposals"][0]["frame"]
+    again = rig_sequence(sequence, options)
+    np.testing.assert_array_equal(again.weights, rig.weights)
+
+
+def test_more_joints_than_the_network_can_hold(network_files):
+    sequence, *_ = chain(4, 16)
+    rig = rig_sequence(sequence, RigOptions(joints=14, **network_files))  # it holds 12
+    assert len(rig.skeleton) <= 14 and rig.rmse < 0.1
