@@ -66,6 +66,7 @@ bench: $(VENV)/ready ## tables: accuracy, speed, scaling, networks, time of ever
 	$(RUN) benchmarks/accuracy.py
 	$(RUN) benchmarks/auto.py
 	$(RUN) benchmarks/speed.py
+	$(RUN) benchmarks/cold_start.py
 	$(RUN) benchmarks/scaling.py
 	$(RUN) benchmarks/networks.py
 	$(RUN) -m pytest -q benchmarks/test_stages.py --benchmark-group-by=group --benchmark-columns=median,iqr,rounds

@@ -25,6 +25,7 @@ from .motion.alternate import MotionFit, alternate, finish, in_scene_units
 from .motion.correct import correct, keep_still_weights
 from .motion.given import start_state
 from .motion.hierarchy import bone_matrices
+from .motion.noise import noise_level
 from .motion.problem import at_frames, diverse_frames, make_problem
 from .motion.solver import Hints, make_setting, solve_motion
 from .skeletons import rotation_ranges
@@ -33,6 +34,8 @@ from .surface import Prepared, winding_numbers
 PREFERENCE = 1.2  # times the best cost: a candidate with more of the networks' anatomy may cost this much
 SURE = 0.3  # confidence from which the network's joints draw the motion's to them
 SAME_JOINT = 0.03  # diagonals: a joint this near to one of the network's is as sure as that one
+NOISY = 2e-4  # diagonals: vertices that move at random by more are smoothed before the networks see them
+SMOOTH_JOINTS = 24  # of the rig whose rest shape that is
 INVISIBLE = 1e-4  # diagonals: smaller errors count as equal
 INSIDE = 0.5  # winding number
 STILL_COST = 1.02  # times the error: what the network's weights in still limbs may cost
@@ -92,7 +95,9 @@ def propose(
     edges = np.concatenate([prepared.edges, prepared.bridges])
     problem, centre, scale = make_problem(prepared.trajectories, edges, anchor)
     frames = diverse_frames(problem, anchor, max(FEW_FRAMES, candidates))[0]
-    shape = prepared.trajectories.astype(np.float64, copy=False)
+    shape = prepared.trajectories
+    if noise_level(problem) > NOISY:
+        shape = _without_noise(prepared, edges, anchor, shape)
     if joints is not None and joints > networks.skeleton.most_joints:
         joints = None  # then the motion adds what the network cannot hold
     settings = {"joints": joints, "influences": influences}
@@ -127,6 +132,14 @@ def propose(
     for k, row in enumerate(tried):
         row["chosen"] = k == best
     return Proposal(rigs[best], tried)
+
+
+def _without_noise(prepared: Prepared, edges, anchor: int, shape):
+    """The trajectories with the anchor frame's shape as all frames together tell it: networks look at normals."""
+    fit = solve_motion(prepared.trajectories, edges, anchor, counts=prepared.counts, joints=SMOOTH_JOINTS)
+    shape = np.array(shape)
+    shape[anchor] = fit.rest
+    return shape
 
 
 def carried(joints, parents, weights, shape, target) -> np.ndarray:

@@ -5,6 +5,7 @@ trajectories -> parts -> free bones -> tree of joints -> hierarchical refit (pos
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from .alternate import LAST_PRIOR, MotionFit, Setting, State, alternate, finish,
 from .free_bones import fit_free_bones
 from .hierarchy import start_pose
 from .joints import connect_bones
+from .noise import noise_level
 from .parts import living_parts, rigid_fits, split_into_parts
 from .problem import Problem, at_frames, diverse_frames, make_problem
 
@@ -25,6 +27,7 @@ PROPOSED_NEAR = 0.06  # diagonals: a proposed joint this near to where the skin 
 PROPOSED_PRIOR = 1e-4  # last pull to priors that a network has a say in; ten times the plain one
 PARTS_PER_TOLERANCE = 4.5  # rigid parts with this error become a skinned hierarchy within the tolerance, by experience
 TOLERANCE_MARGIN = 0.99  # aim this far below the tolerance: the rig is rounded to float32
+NOISE_MARGIN = 1.07  # times the noise: no rig follows it, and one that tries has joints for nothing
 ATTEMPTS = 6  # numbers of joints that are tried
 GROWTH, LEAST_GAIN = 1.4, 0.9  # so many times the joints must bring the error below this share, else they do not pay
 MOST_JOINTS = 128  # found automatically; a rig with more is no longer one that a person can use
@@ -64,8 +67,8 @@ def solve_motion(
     `counts` (N,) says how many vertices of the user's mesh lie at each; only the error uses it, so that seams change
     nothing else.
     With `joints` None their number is found: the smallest tried from `least` on that meets `tolerance` (per cent of the
-    diagonal), or the last that still paid. Joints near those of the `hints` are drawn to them. With `hierarchy` False
-    every bone has its own rigid motion per frame.
+    diagonal) or, in noisy trajectories, the noise; or the last that still paid. Joints near those of the `hints` are
+    drawn to them. With `hierarchy` False every bone has its own rigid motion per frame.
     """
     problem, centre, scale = make_problem(trajectories, edges, anchor, device)
     setting = make_setting(problem, anchor, counts, influences, rest_correction, stretch)
@@ -162,38 +165,48 @@ def _in_solver_units(hints: Hints | None, few: Problem, centre, scale: float):
 
 def _find_joint_count(solve: _Solve, tolerance: float, least: int, progress):
     """The smallest number of joints among a few well-chosen ones whose rig meets the tolerance; (fit, warnings)."""
-    aim = tolerance * TOLERANCE_MARGIN
+    noise = noise_level(solve.setting.problem)
+    whole = max(tolerance * TOLERANCE_MARGIN, NOISE_MARGIN * noise)
+    aim = math.sqrt(whole**2 - noise**2)  # what the skeleton may leave beside the noise
     most = max(1, min(MOST_JOINTS, solve.setting.problem.vertices // 4))
     progress(0.0, "Counting joints")
-    labels, _ = split_into_parts(solve.few, most, enough=PARTS_PER_TOLERANCE * tolerance)
+    labels, _ = split_into_parts(solve.few, most, enough=PARTS_PER_TOLERANCE * max(tolerance, whole))
     bones = max(int(labels.max()) + 1, min(least, most))
     tried: dict[int, MotionFit] = {}
+    left: dict[int, float] = {}  # unexplained beside the noise, of each
     for attempt in range(ATTEMPTS):
         fit = solve.run(
             bones,
             lambda share, text, a=attempt, b=bones: progress((a + share) / ATTEMPTS, f"{text} ({b} joints)"),
         )
         tried[bones] = fit
-        good = min((b for b, f in tried.items() if f.rmse <= aim), default=None)
-        bad = max((b for b, f in tried.items() if f.rmse > aim and (good is None or b < good)), default=None)
+        left[bones] = math.sqrt(max(fit.rmse**2 - noise**2, 0.0))
+        good = min((b for b, error in left.items() if error <= aim), default=None)
+        bad = max((b for b, error in left.items() if error > aim and (good is None or b < good)), default=None)
         if good is None:
-            fewer = [f.rmse for b, f in tried.items() if b * GROWTH <= bones]
-            no_longer_pays = bool(fewer) and fit.rmse > LEAST_GAIN * min(fewer)
+            fewer = [error for b, error in left.items() if b * GROWTH <= bones]
+            no_longer_pays = bool(fewer) and left[bones] > LEAST_GAIN * min(fewer)
             if no_longer_pays or bones >= most or len(fit.parents) < bones:
                 break
-            bones = min(most, max(bones + 1, round(bones * min(2.0, (fit.rmse / aim) ** 0.8 * 1.05))))
+            bones = min(most, max(bones + 1, round(bones * min(2.0, (left[bones] / aim) ** 0.8 * 1.05))))
         elif bad is None:
-            if good <= least or tried[good].rmse > 0.8 * aim:
+            if good <= least or left[good] > 0.8 * aim:
                 break
-            bones = max(least, round(good * max(0.6, (tried[good].rmse / aim) ** 0.8)))
+            bones = max(least, round(good * max(0.6, (left[good] / aim) ** 0.8)))
         else:
             if good - bad <= max(1, good // 8):
                 break
             bones = (good + bad) // 2
         if bones in tried:
             break
-    if good is not None:
+    if good is not None and whole <= tolerance:
         return tried[good], ()
+    if good is not None:
+        noisy = (
+            f"The vertices move at random by {100 * noise:.2g} % of the size (noise or quantised positions), so the "
+            f"rig aims at that instead of the tolerance of {100 * tolerance:.2g} %."
+        )
+        return tried[good], (noisy,)
     best = min(tried.values(), key=lambda f: f.rmse)
     warning = (
         f"The rig reaches {100 * best.rmse:.3g} % instead of the tolerance of {100 * tolerance:.2g} %: more joints no "
