@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from .errors import no_progress
+from .kinematics import carry_joints
 from .learned import NetworkRig, Networks, rig_shape
 from .motion.alternate import MotionFit, alternate, finish, in_scene_units
 from .motion.correct import correct, keep_still_weights
@@ -115,7 +116,8 @@ def propose(
             **settings,
         )
         if frame != anchor:
-            rig = replace(rig, joints=carried(rig.joints, rig.parents, rig.weights, shape[frame], shape[anchor]))
+            places = carry_joints(rig.joints, rig.parents, rig.weights, shape[frame], shape[anchor][None])[0]
+            rig = replace(rig, joints=places)
         rigs.append(rig)
         tried.append({"frame": frame, "drawn": drawn, "joints": len(rig.parents)})
     if candidates == 1:
@@ -140,23 +142,6 @@ def _without_noise(prepared: Prepared, edges, anchor: int, shape):
     shape = np.array(shape)
     shape[anchor] = fit.rest
     return shape
-
-
-def carried(joints, parents, weights, shape, target) -> np.ndarray:
-    """Joints (J,3) of one pose of a mesh, `shape` (N,3), in another, `target` (N,3).
-
-    Each moves as the skin does that it shares with its parent (Kabsch 1976).
-    """
-    found = np.empty_like(joints)
-    for j, parent in enumerate(parents):
-        both = weights[:, j] * (weights[:, parent] if parent >= 0 else 1.0)
-        both = both + 1e-3 * weights[:, j] + 1e-9
-        both = both / both.sum()
-        source, goal = both @ shape, both @ target
-        u, _, vt = np.linalg.svd((shape - source).T @ (both[:, None] * (target - goal)))
-        turn = vt.T @ np.diag([1, 1, np.sign(np.linalg.det(vt.T @ u.T))]) @ u.T
-        found[j] = goal + turn @ (joints[j] - source)
-    return found
 
 
 def fuse(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+FAINT = 1e-3  # share of a joint's own skin that counts where it shares none with its parent
+
 
 def linear_blend_skinning(rest_vertices, weights, motion) -> np.ndarray:
     """Posed vertices (V,3) float64 of one frame: sum_j weights[v,j] * motion[j] @ [rest, 1], motion (J,4,4)."""
@@ -15,6 +17,26 @@ def linear_blend_skinning(rest_vertices, weights, motion) -> np.ndarray:
     blended = np.asarray(weights, dtype=np.float64) @ np.asarray(motion, np.float64)[:, :3].reshape(-1, 12)
     blended = blended.reshape(-1, 3, 4)
     return np.einsum("vij,vj->vi", blended[:, :, :3], rest) + blended[:, :, 3]
+
+
+def carry_joints(joints, parents, weights, shape, targets) -> np.ndarray:
+    """Joints (F,J,3) in other poses of a mesh, targets (F,N,3), from where they are in one, shape (N,3).
+
+    joints (J,3), parents (J,), weights (N,J). Each moves as the skin that it shares with its parent (Kabsch 1976).
+    """
+    joints, shape = np.asarray(joints, np.float64), np.asarray(shape, np.float64)
+    targets = np.asarray(targets, np.float64)
+    own = np.asarray(weights, np.float64).T  # (J,N)
+    above = np.where(np.asarray(parents)[:, None] >= 0, own[np.maximum(parents, 0)], 1.0)
+    share = own * above + FAINT * own + FAINT**2
+    share /= share.sum(axis=1, keepdims=True)
+    source, goal = share @ shape, share @ targets  # (J,3), (F,J,3)
+    moments = (share[:, None] * shape.T).reshape(-1, len(shape)) @ targets  # (F,3J,3)
+    covariance = moments.reshape(len(targets), len(joints), 3, 3) - source[None, :, :, None] * goal[:, :, None]
+    u, _, vt = np.linalg.svd(covariance)
+    u[..., 2] *= np.sign(np.linalg.det(u @ vt))[..., None]
+    turned = np.einsum("fjki,fjlk,jl->fji", vt, u, joints - source, optimize=True)
+    return goal + turned
 
 
 def bone_frames(heads, tails) -> np.ndarray:

@@ -149,7 +149,7 @@ def test_a_student_is_decoded_in_many_views_where_replay_shows_them(teachers, sh
 
 def test_every_frame_is_seen_once_and_all_processes_take_as_many_steps(skeleton_stage):
     clip = skeleton_stage.targets[0].clip
-    stage = Namespace(targets=skeleton_stage.targets * 3)
+    stage = Namespace(kind="skeleton", targets=skeleton_stage.targets * 3)
     config = FineTuneConfig(frames=2)
     steps = train._epoch(stage, config, 0, (0, 1))
     assert len(steps) == 6 and all(frames[0] == clip.anchor for _, frames in steps)

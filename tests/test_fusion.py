@@ -6,13 +6,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from scipy.spatial.transform import Rotation
 
 from sprig.backend.device import load_torch
 
 torch = load_torch()
 
-from sprig.backend.fusion import PREFERENCE, Candidate, carried, choose, fuse  # noqa: E402
+from sprig.backend.fusion import PREFERENCE, Candidate, choose, fuse  # noqa: E402
 from sprig.backend.learned import NetworkRig  # noqa: E402
 from sprig.backend.motion.solver import solve_motion  # noqa: E402
 from sprig.backend.pipeline import RigOptions, rig_sequence  # noqa: E402
@@ -69,18 +68,6 @@ def test_one_that_is_wrong_does_no_harm():
     plain = solve_motion(prepared.trajectories, np.concatenate([prepared.edges, prepared.bridges]), 0, joints=3)
     assert chosen.source != "network" and chosen.fit.rmse < PREFERENCE * plain.rmse
     assert tried[0].fit.rmse > PREFERENCE * chosen.fit.rmse
-
-
-def test_joints_are_carried_with_the_skin():
-    sequence, places, weights = anchored()
-    turn = Rotation.from_rotvec([0.3, -0.5, 1.0]).as_matrix()
-    shape = sequence.world_vertices(0)
-    moved = carried(places, [-1, 0, 1], weights, shape, shape @ turn.T + [1, 2, 3])
-    np.testing.assert_allclose(moved, places @ turn.T + [1, 2, 3], atol=1e-6)
-    there = sequence.world_vertices(8)
-    _, joints, _, motion = chain(3, 16)
-    truth = np.einsum("jab,jb->ja", motion[8], np.c_[joints, np.ones(3)])[:, :3]
-    np.testing.assert_allclose(carried(places, [-1, 0, 1], weights, shape, there)[1:], truth[1:], atol=0.06)
 
 
 @pytest.mark.parametrize("candidates", [1, 3])

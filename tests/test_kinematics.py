@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from sprig.backend.kinematics import bone_frames, linear_blend_skinning, world_bones
+from sprig.backend.kinematics import bone_frames, carry_joints, linear_blend_skinning, world_bones
 
+from .creatures import chain
 from .test_rig import make_rig
 
 DIRECTIONS = st.tuples(*[st.floats(-1, 1)] * 3).filter(lambda v: np.linalg.norm(v) > 1e-3)
@@ -73,3 +74,16 @@ def test_world_bones_give_back_the_motion():
         assert found == pytest.approx(expected, abs=1e-9)
         rigid = np.array([Rotation.from_matrix(m[:3, :3]).magnitude() for m in rig.motion[frame]])
         assert [Rotation.from_matrix(m[:3, :3]).magnitude() for m in relative] == pytest.approx(rigid)
+
+
+def test_joints_are_carried_with_the_skin():
+    sequence, rest, weights, motion = chain(3, 16)
+    homogeneous = np.column_stack([rest, np.ones(3)])
+    truth = np.einsum("fjab,jb->fja", motion[:, :, :3], homogeneous) - sequence.origin
+    shapes = sequence.vertices.astype(np.float64)
+    found = carry_joints(truth[0], [-1, 0, 1], weights, shapes[0], shapes)
+    assert np.linalg.norm(found - truth, axis=2)[:, 1:].max() < 0.06
+    np.testing.assert_allclose(found[0], truth[0], atol=1e-6)
+    turn = Rotation.from_rotvec([0.3, -0.5, 1.0]).as_matrix()
+    moved = carry_joints(truth[0], [-1, 0, 1], weights, shapes[0], (shapes[0] @ turn.T + [1, 2, 3])[None])
+    np.testing.assert_allclose(moved[0], truth[0] @ turn.T + [1, 2, 3], atol=1e-6)

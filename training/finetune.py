@@ -89,7 +89,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--anchor", choices=("largest", "first"), default="largest", help="the frame that teaches")
     parser.add_argument("--most-frames", type=int, default=64, help="of a sequence, evenly spread")
     parser.add_argument("--epochs", type=int, default=default.epochs)
-    parser.add_argument("--frames", type=int, default=default.frames, help="of one sequence in a step")
+    parser.add_argument("--frames", type=int, default=default.frames, help="of one sequence in a step of the skeleton")
+    parser.add_argument("--skinning-frames", type=int, default=default.skinning_frames, help="the same for the skin")
     parser.add_argument("--skeleton-rate", type=float, default=SKELETON_RATE, help="highest learning rate")
     parser.add_argument("--skinning-rate", type=float, default=default.skinning_rate, help="highest learning rate")
     parser.add_argument("--patience", type=int, default=default.patience, help="epochs without a gain until it ends")
@@ -464,6 +465,7 @@ def main(command: list[str] | None = None) -> None:
     config = FineTuneConfig(
         epochs=options.epochs,
         frames=options.frames,
+        skinning_frames=options.skinning_frames,
         skeleton_rate=options.skeleton_rate,
         skinning_rate=options.skinning_rate,
         patience=options.patience,
@@ -501,7 +503,8 @@ def main(command: list[str] | None = None) -> None:
     tell(f"fine-tuning on {len(taught)} sequences; replay of {replayed}; {place}", flush=True)
 
     # what there is of an earlier run
-    settings = [[job.made_from for job in jobs], config.frames, config.lora, config.seed, options.replay]
+    settings = [[job.made_from for job in jobs], config.frames, config.skinning_frames, config.lora, config.seed]
+    settings.append(options.replay)
     of = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     states, worked, saved = {}, 0.0, time.monotonic()
     if has_state:

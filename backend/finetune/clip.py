@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..anchor import anchor_frame
 from ..errors import SprigError, no_progress
+from ..kinematics import carry_joints
 from ..learned import Networks, find_skeleton, weigh
 from ..metrics import unit_cube
-from ..motion.poses import fit_poses
 from ..points import UnitCube, sample_surface
 from ..sequence import MeshSequence
 from ..skeleton.tokens import BINS, decode, encode, order_joints, reorder
@@ -146,19 +146,20 @@ class SkinningTarget:
 def skinning_target(
     clip: Clip, joints, parents, teacher: Networks, *, points: int = 1024, seed: int = 0, progress=no_progress
 ) -> SkinningTarget:
-    """Weigh the anchor for a skeleton, joints (J,3) in the cube and parents (J,), fit its poses, and track points."""
+    """Weigh the anchor for a skeleton, joints (J,3) in the cube and parents (J,), pose it, and track points.
+
+    In every frame joints are where the skin around them has carried them. Poses of the hierarchy, fitted to the motion,
+    put them several per cent of the character beside the skin that they move where the network's joints are not quite
+    right, and weights cannot be steady for joints that are not.
+    """
     rest = clip.vertices[clip.anchor]
     progress(0.0, "Weighting the anchor")
     weights = weigh(rest, clip.faces, joints, parents, teacher, seed=seed + 1)
-    motion = fit_poses(
-        clip.vertices, clip.edges, clip.anchor, weights, np.asarray(joints, np.float64), parents,
-        progress=lambda share, text: progress(0.1 + 0.3 * share, text),
-    )  # fmt: skip
-    posed = np.einsum("fjab,jb->fja", motion[..., :3, :3], joints) + motion[..., :3, 3]
+    posed = carry_joints(joints, parents, weights, rest, clip.vertices)
     surface = sample_surface(rest, clip.faces, points, seed)
     heats = []
     for frame, vertices in enumerate(clip.vertices):
-        progress(0.4 + 0.6 * frame / len(clip.vertices), "Heating the frames")
+        progress(0.2 + 0.8 * frame / len(clip.vertices), "Heating the frames")
         if "skinning" not in teacher.released:
             heats.append(surface.blend(heat_features(vertices, clip.faces, posed[frame], parents), clip.faces))
     target = SkinningTarget(

@@ -42,7 +42,7 @@ EXACT = "donot_use_mm_for_euclid_dist"  # by matrix product near distances drown
 @dataclass(frozen=True)
 class LossConfig:
     """Every number in the losses. Only `parent_weight` and `window` are the paper's; the others were lost with its
-    formulas, and the sweep in training/LOG.md will choose them."""
+    formulas; training/LOG.md has the sweep that chose those of the skin."""
 
     # eqs. 1, 2
     token: float = 1.0  # of L_token beside L_geo
@@ -57,8 +57,8 @@ class LossConfig:
     # eqs. 6 to 12
     support: int = 4  # k: so many joints of a point count in full
     residual: float = 0.1  # eps_res: what the others count; at 0.01 half a point's weight leaks to them almost for free
-    divergence: float = 1.0  # lambda_kl
-    difference: float = 1.0  # lambda_1
+    divergence: float = 3.0  # lambda_kl
+    difference: float = 3.0  # lambda_1
     anchor: float = 1.0  # lambda_a
     entropy: float = 0.01  # lambda_e
     prior: float = 0.05  # lambda_g

@@ -47,7 +47,8 @@ class FineTuneConfig:
     """How long and how fast; the losses' own numbers are in `losses`."""
 
     epochs: int = 12
-    frames: int = 8  # of one clip in a step, the anchor besides
+    frames: int = 8  # of one clip in a step of the skeleton, the anchor besides
+    skinning_frames: int = 2  # of the skin: it needs more steps, and each is quick
     skeleton_rate: float = 1e-3  # highest learning rate
     skinning_rate: float = 2e-3
     warm_up: int = 10  # steps
@@ -60,7 +61,7 @@ class FineTuneConfig:
     losses: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self):
-        if self.epochs < 1 or self.frames < 1:
+        if min(self.epochs, self.frames, self.skinning_frames) < 1:
             raise SprigError("Fine-tuning takes at least 1 epoch and 1 frame at a time; ask for more.")
         if self.lora < 0:
             raise SprigError(f"The rank of low-rank updates is {self.lora}; ask for 1 or more, or 0 for none.")
@@ -330,11 +331,12 @@ def _epoch(stage, config: FineTuneConfig, epoch: int, part: tuple[int, int]) -> 
     All processes have equally many; where they do not come out even, the first steps are taken twice.
     """
     random = np.random.default_rng([config.seed, epoch])
+    frames = {"skeleton": config.frames, "skinning": config.skinning_frames}[stage.kind]
     steps = []
     for target in stage.targets:
         clip = target.clip
         learned = random.permutation(np.setdiff1d(np.flatnonzero(~clip.held_out), [clip.anchor]))
-        pieces = np.array_split(learned, max(1, -(-len(learned) // config.frames)))
+        pieces = np.array_split(learned, max(1, -(-len(learned) // frames)))
         steps += [(target, [clip.anchor, *piece.tolist()]) for piece in pieces]
     which, processes = part
     order = np.resize(random.permutation(len(steps)), -(-len(steps) // processes) * processes)
