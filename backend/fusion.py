@@ -27,12 +27,13 @@ from .motion.correct import correct, keep_still_weights
 from .motion.given import start_state
 from .motion.hierarchy import bone_matrices
 from .motion.noise import noise_level
-from .motion.problem import at_frames, diverse_frames, make_problem
+from .motion.problem import at_frames, diverse_frames, make_problem, moments, rmse
 from .motion.solver import Hints, make_setting, solve_motion
 from .skeletons import rotation_ranges
 from .surface import Prepared, winding_numbers
 
 PREFERENCE = 1.2  # times the best cost: a candidate with more of the networks' anatomy may cost this much
+HOPELESS = 4.0  # times the best cost: a network's skeleton with more is not corrected, which would not make it the best
 SURE = 0.3  # confidence from which the network's joints draw the motion's to them
 SAME_JOINT = 0.03  # diagonals: a joint this near to one of the network's is as sure as that one
 NOISY = 2e-4  # diagonals: vertices that move at random by more are smoothed before the networks see them
@@ -173,20 +174,21 @@ def fuse(
     sure = proposal.confidence >= SURE
     near = proposal.joints[sure] if sure.any() else proposal.joints
     labels = proposal.weights.argmax(axis=1)
-    network = _network_candidate(prepared, edges, anchor, proposal, common, joints is not None, part(0.0, 0.3))
     parts = solve_motion(
         prepared.trajectories, edges, anchor, joints=joints, tolerance=tolerance, least=len(proposal.parents),
-        hints=Hints(near, labels), progress=part(0.3, 0.7), **common,
+        hints=Hints(near, labels), progress=part(0.0, 0.4), **common,
     )  # fmt: skip
     motion = solve_motion(
         prepared.trajectories, edges, anchor, joints=len(parts.parents), hints=Hints(near),
-        progress=part(0.7, 1.0), **common,
+        progress=part(0.4, 0.7), **common,
     )  # fmt: skip
     size = float(np.linalg.norm(np.ptp(prepared.trajectories[anchor], axis=0)))
-    candidates = [
-        network,
-        *(_as_sure(name, fit, proposal, size) for name, fit in (("parts", parts), ("motion", motion))),
-    ]
+    candidates = [_as_sure(name, fit, proposal, size) for name, fit in (("parts", parts), ("motion", motion))]
+    hopeless = HOPELESS * min(candidate.cost for candidate in candidates)
+    network = _network_candidate(
+        prepared, edges, anchor, proposal, common, joints is not None, hopeless, part(0.7, 1.0)
+    )
+    candidates.insert(0, network)
     return choose(candidates), candidates
 
 
@@ -196,8 +198,8 @@ def choose(candidates: list[Candidate]) -> Candidate:
     return next(candidate for candidate in candidates if candidate.cost <= PREFERENCE * least)
 
 
-def _network_candidate(prepared, edges, anchor, proposal: NetworkRig, common, same_count, progress) -> Candidate:
-    """The network's skeleton with weights and poses from the motion, corrected by it."""
+def _network_candidate(prepared, edges, anchor, proposal: NetworkRig, common, same_count, hopeless, progress):
+    """The network's skeleton with weights and poses from the motion, corrected by it unless its cost is `hopeless`."""
     problem, centre, scale = make_problem(prepared.trajectories, edges, anchor, common["device"])
     setting = make_setting(
         problem, anchor, common["counts"], common["influences"], common["rest_correction"], common["stretch"]
@@ -209,14 +211,17 @@ def _network_candidate(prepared, edges, anchor, proposal: NetworkRig, common, sa
 
     state = _network_state(setting, proposal, centre, scale)
     state = alternate(setting, state, lambda share: progress(0.5 * share, "Fitting the network's skeleton"))
-    state, origin = correct(
-        setting,
-        state,
-        proposal.confidence,
-        inside,
-        lambda share: progress(0.5 + 0.4 * share, "Correcting the skeleton"),
-        same_count=same_count,
-    )
+    origin = np.arange(len(proposal.parents))
+    error = rmse(setting.key, bone_matrices(state.pose), *moments(setting.key, state.W, state.u))
+    if error * len(origin) < hopeless:
+        state, origin = correct(
+            setting,
+            state,
+            proposal.confidence,
+            inside,
+            lambda share: progress(0.5 + 0.4 * share, "Correcting the skeleton"),
+            same_count=same_count,
+        )
     fit = finish(setting, state, lambda share: progress(0.9 + 0.1 * share, "Fitting all frames"))
     fit = _with_still_weights(setting, fit, _start_weights(proposal, origin))
     confidence = np.where(origin >= 0, proposal.confidence[np.maximum(origin, 0)], np.nan)
