@@ -129,7 +129,7 @@ def test_progress_rises_and_tells_the_figures(networks, clip):
     assert max(map(len, texts)) <= 40  # a progress bar shows 34
 
 
-@pytest.mark.parametrize("words", ["Rigging", "Epoch 1: PJDD", "Fitting poses", "Epoch 1: skin"])
+@pytest.mark.parametrize("words", ["Rigging", "Epoch 1: PJDD", "Weighting the anchor", "Epoch 1: skin"])
 def test_cancelled_at_every_stage_it_keeps_nothing(words, networks, sequence, clip, tmp_path):
     def cancel(_share, text):
         if text.startswith(words):
