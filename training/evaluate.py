@@ -656,7 +656,7 @@ def _add_dynamic(commands) -> None:
     one.add_argument("clips", nargs="*", metavar="CLIP", help="sequence files, or names of clips in the two folders")
     one.add_argument("--protocol", choices=("a", "b", "c"), required=True, help="what the student has seen")
     one.add_argument("--epochs", type=int, default=12, metavar="N", help="of fine-tuning (12)")
-    one.add_argument("--replay", type=float, default=1.0, metavar="SHARE", help="protocols a and c; 0 is without (1)")
+    one.add_argument("--replay", type=float, default=2.0, metavar="SHARE", help="protocols a and c; 0 is without (2)")
     one.add_argument("--student", type=Path, metavar="FILE", help="fine-tuned networks, instead of training some")
     one.add_argument("--ablate", action="store_true", help="also without each part of the losses")
     one.add_argument("--skeleton", type=Path, metavar="FILE", help="skeleton network to start from (SPRig's own)")
