@@ -102,19 +102,17 @@ def propose(
         shape = _without_noise(prepared, edges, anchor, shape)
     if joints is not None and joints > networks.skeleton.most_joints:
         joints = None  # then the motion adds what the network cannot hold
-    settings = {"joints": joints, "influences": influences}
     rigs, tried = [], []
-    for k in range(candidates):
-        frame = int(frames[min(k // 2, len(frames) - 1)]) if k % 2 == 0 else anchor
-        drawn = k % 2 == 1 or k >= 2 * len(frames)
+    for k, (frame, drawn) in enumerate(_looks(frames.tolist(), candidates, temperature)):
         rig = rig_shape(
             shape[frame].astype(np.float64),
             prepared.faces,
             networks,
-            temperature=(temperature or DRAWN) if drawn else temperature if candidates == 1 else 0.0,
+            joints=joints,
+            temperature=(temperature or DRAWN) if drawn else 0.0,
+            influences=influences,
             seed=seed + k,
             progress=lambda share, text, k=k: progress((k + share) / candidates, text),
-            **settings,
         )
         if frame != anchor:
             places = carry_joints(rig.joints, rig.parents, rig.weights, shape[frame], shape[anchor][None])[0]
@@ -135,6 +133,17 @@ def propose(
     for k, row in enumerate(tried):
         row["chosen"] = k == best
     return Proposal(rigs[best], tried)
+
+
+def _looks(frames: list[int], candidates: int, temperature: float) -> list[tuple[int, bool]]:
+    """Frame of each proposal, and whether it is drawn; `frames`: the anchor, then those that differ most."""
+    anchor, *others = frames
+    if candidates == 1:
+        return [(anchor, temperature > 0)]
+    looks = [(anchor, False)]
+    while len(looks) < candidates:
+        looks.append((others.pop(0), False) if len(looks) % 2 == 0 and others else (anchor, True))
+    return looks
 
 
 def _without_noise(prepared: Prepared, edges, anchor: int, shape):

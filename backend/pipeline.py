@@ -127,13 +127,9 @@ def _motion_fit(_sequence, prepared, anchor: int, options: RigOptions, device: s
             np.concatenate([prepared.edges, prepared.bridges]),
             anchor,
             counts=prepared.counts,
-            joints=options.joints,
-            tolerance=options.tolerance,
-            influences=options.influences,
-            rest_correction=options.rest_correction,
-            stretch=options.stretch == "auto",
             device=device,
             progress=progress,
+            **_of_the_motion(options),
         )
     return Fit(fit.joints, fit.parents, fit.weights, fit.rest, fit.motion, {"skeleton_source": "motion"}, fit.warnings)
 
@@ -149,12 +145,8 @@ def _learned_fit(sequence, prepared, anchor: int, options: RigOptions, device: s
             rest,
             prepared.faces,
             networks,
-            joints=options.joints,
-            candidates=options.candidates,
-            temperature=options.temperature,
-            influences=options.influences,
-            seed=options.seed,
             progress=lambda share, text: progress(0.6 * share, text),
+            **_of_the_networks(options),
         )
     with clock.stage("motion"):
         from .motion.poses import fit_poses
@@ -185,25 +177,17 @@ def _auto_fit(sequence, prepared, anchor: int, options: RigOptions, device: str,
             prepared,
             anchor,
             networks,
-            joints=options.joints,
-            candidates=options.candidates,
-            temperature=options.temperature,
-            influences=options.influences,
-            seed=options.seed,
             progress=lambda share, text: progress(0.3 * share, text),
+            **_of_the_networks(options),
         )
     with clock.stage("motion"):
         chosen, tried = fuse(
             prepared,
             anchor,
             proposal.rig,
-            joints=options.joints,
-            tolerance=options.tolerance,
-            influences=options.influences,
-            rest_correction=options.rest_correction,
-            stretch=options.stretch == "auto",
             device=device,
             progress=lambda share, text: progress(0.3 + 0.7 * share, text),
+            **_of_the_motion(options),
         )
     fit = chosen.fit
     provenance = {
@@ -225,6 +209,17 @@ def _auto_fit(sequence, prepared, anchor: int, options: RigOptions, device: str,
     }
     warnings = (*warnings, *proposal.rig.warnings, *fit.warnings)
     return Fit(fit.joints, fit.parents, fit.weights, fit.rest, fit.motion, provenance, warnings, chosen.confidence)
+
+
+def _of_the_networks(options: RigOptions) -> dict:
+    """What the user chose about the networks' proposals."""
+    return {name: getattr(options, name) for name in ("joints", "candidates", "temperature", "influences", "seed")}
+
+
+def _of_the_motion(options: RigOptions) -> dict:
+    """What the user chose about the solver."""
+    chosen = {name: getattr(options, name) for name in ("joints", "tolerance", "influences", "rest_correction")}
+    return {**chosen, "stretch": options.stretch == "auto"}
 
 
 def _networks(sequence, prepared, anchor: int, options: RigOptions, clock, progress):

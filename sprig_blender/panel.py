@@ -86,8 +86,7 @@ def _draw_networks(layout, context) -> None:
     settings = context.scene.sprig
     if settings.skeleton == "motion":
         return
-    header, body = layout.panel("SPRIG_PT_networks", default_closed=True)
-    header.label(text="Networks")
+    body = _section(layout, "SPRIG_PT_networks", "Networks")
     if body is None:
         return
     column = body.column()
@@ -98,9 +97,15 @@ def _draw_networks(layout, context) -> None:
     column.prop(settings, "finetune_epochs", text="Fine-tuning Epochs")
 
 
+def _section(layout, name: str, title: str):
+    """The layout of a part that is closed at first; None while it is."""
+    header, body = layout.panel(name, default_closed=True)
+    header.label(text=title)
+    return body
+
+
 def _draw_own_armature(layout, context) -> None:
-    header, body = layout.panel("SPRIG_PT_own_armature", default_closed=True)
-    header.label(text="Own Armature")
+    body = _section(layout, "SPRIG_PT_own_armature", "Own Armature")
     if body is None:
         return
     settings = context.scene.sprig
@@ -114,8 +119,7 @@ def _draw_own_armature(layout, context) -> None:
 
 
 def _draw_advanced(layout, context) -> None:
-    header, body = layout.panel("SPRIG_PT_advanced", default_closed=True)
-    header.label(text="Advanced")
+    body = _section(layout, "SPRIG_PT_advanced", "Advanced")
     if body is None:
         return
     settings = context.scene.sprig

@@ -11,7 +11,8 @@ from sprig.backend.device import load_torch
 
 torch = load_torch()
 
-from sprig.backend.fusion import PREFERENCE, Candidate, choose, fuse  # noqa: E402
+from sprig.backend import fusion  # noqa: E402
+from sprig.backend.fusion import PREFERENCE, Candidate, _looks, choose, fuse  # noqa: E402
 from sprig.backend.learned import NetworkRig  # noqa: E402
 from sprig.backend.motion.solver import solve_motion  # noqa: E402
 from sprig.backend.pipeline import RigOptions, rig_sequence  # noqa: E402
@@ -96,3 +97,33 @@ def test_more_joints_than_the_network_can_hold(network_files):
     sequence, *_ = chain(4, 16)
     rig = rig_sequence(sequence, RigOptions(joints=14, **network_files))  # it holds 12
     assert len(rig.skeleton) <= 14 and rig.rmse < 0.1
+
+
+def test_proposals_are_drawn_and_from_other_frames_in_turn():
+    frames = [7, 3, 9]
+    assert _looks(frames, 1, 0.0) == [(7, False)] and _looks(frames, 1, 0.5) == [(7, True)]
+    assert _looks(frames, 4, 0.0) == [(7, False), (7, True), (3, False), (7, True)]
+    assert _looks(frames, 7, 0.0)[4:] == [(9, False), (7, True), (7, True)]  # no frames are left
+
+
+def test_a_hopeless_network_is_not_corrected(monkeypatch):
+    """Its skeleton is fitted all the same, so that the report can say how far it is off."""
+    sequence, places, weights = anchored()
+    prepared, rig = proposal(sequence, places, weights[np.random.default_rng(0).permutation(len(weights))])
+
+    def never(*_arguments, **_options):
+        raise AssertionError("corrected")
+
+    monkeypatch.setattr(fusion, "correct", never)
+    monkeypatch.setattr(fusion, "HOPELESS", 0.0)
+    _, tried = fuse(prepared, 0, rig, joints=3, tolerance=0.1)
+    assert tried[0].source == "network" and len(tried[0].fit.parents) == 3
+    monkeypatch.setattr(fusion, "HOPELESS", np.inf)
+    with pytest.raises(AssertionError, match="corrected"):
+        fuse(prepared, 0, rig, joints=3, tolerance=0.1)
+
+
+def test_merged_joints_leave_their_weights_to_those_above():
+    rig = NetworkRig(np.zeros((4, 3)), np.array([-1, 0, 1, 2]), np.eye(4), np.ones(4), ())
+    start = fusion._start_weights(rig, np.array([0, 2, -1]))  # joint 1 and 3 are merged, one is new
+    np.testing.assert_array_equal(start, [[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]])

@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from sprig.backend import surface
 from sprig.backend.errors import Cancelled
+from sprig.backend.kinematics import linear_blend_skinning
 from sprig.backend.motion import free_bones, hierarchy, joints, parts, problem, weights
 from sprig.backend.motion.procrustes import cross_matrix, rotation_exponential, rotation_from_covariance
 from sprig.backend.motion.solver import solve_motion
@@ -444,3 +445,25 @@ def test_dead_bones_are_moved_to_where_the_error_is():
     assert float(W[:, 2].sum()) > 0
     M, W, u = free_bones.fit_free_bones(P, M, W, 4, iterations=3, moves=0)
     assert problem.rmse(P, M, *problem.moments(P, W, u)) < before
+
+
+def test_frames_unlike_any_key_frame_find_their_pose():
+    """More poses than there are key frames, each unlike all others: as when clips are joined."""
+    rng = np.random.default_rng(0)
+    vertices, faces = tube()
+    _, rest, truth, _ = chain(3, 2)
+    shapes = []
+    for _ in range(160):
+        above, motion = np.eye(4), []
+        for joint in rest:
+            local = np.eye(4)
+            local[:3, :3] = Rotation.from_rotvec(rng.normal(0, 0.8, 3)).as_matrix()
+            local[:3, 3] = joint - local[:3, :3] @ joint
+            above = above @ local
+            motion.append(above)
+        shapes.append(linear_blend_skinning(vertices, truth, np.array(motion)))
+    shapes = np.array(shapes, dtype=np.float32)
+    fit = solve_motion(shapes, edges_of(faces), 0, joints=3)
+    posed = np.stack([linear_blend_skinning(fit.rest, fit.weights, motion) for motion in fit.motion])
+    errors = np.sqrt(((posed - shapes) ** 2).sum(2).mean(1))
+    assert errors.max() < 4 * np.median(errors)

@@ -121,14 +121,8 @@ def read_rig(path) -> dict:
     """
     path = Path(path)
     with _open(path) as archive:
-        missing = [key for key in RIG_KEYS if key not in archive]
-        if missing:
-            raise SprigError(
-                f"{path.name} is no rig: it lacks the array {missing[0]!r}; give an .npz that SPRig wrote."
-            )
-        frames, vertices, faces, joints = (
-            next(iter(archive.header(key).shape), 0) for key in ("frame_index", "rest_vertices", "faces", "parents")
-        )
+        archive.check_keys(RIG_KEYS, "is no rig", "give an .npz that SPRig wrote")
+        frames, vertices, faces, joints = map(archive.length, ("frame_index", "rest_vertices", "faces", "parents"))
         checks.check_counts(path, frames=frames, vertices=vertices, faces=faces)
         _check_joints(path, archive, joints, frames, vertices)
         expected = {
@@ -153,14 +147,9 @@ def read_skeleton(path) -> GivenSkeleton:
     """
     path = Path(path)
     with _open(path) as archive:
-        missing = [key for key in SKELETON_KEYS if key not in archive]
-        if missing:
-            raise SprigError(
-                f"{path.name} holds no skeleton: it lacks the array {missing[0]!r}; give one with "
-                f"{', '.join(SKELETON_KEYS)}."
-            )
-        joints, vertices = (next(iter(archive.header(key).shape), 0) for key in ("parents", "rest_vertices"))
-        frames = next(iter(archive.header("bone_world").shape), 0) if "bone_world" in archive else 1
+        archive.check_keys(SKELETON_KEYS, "holds no skeleton", f"give one with {', '.join(SKELETON_KEYS)}")
+        joints, vertices = map(archive.length, ("parents", "rest_vertices"))
+        frames = archive.length("bone_world") if "bone_world" in archive else 1
         checks.check_counts(path, frames=frames, vertices=vertices)
         _check_joints(path, archive, joints, frames, vertices)
         expected = {
@@ -236,6 +225,16 @@ class _Archive:
             with self.file.open(f"{key}.npy") as member:
                 self.headers[key] = self._read_header(key, member)
         return self.headers[key]
+
+    def length(self, key: str) -> int:
+        """Of an array's first dimension; 0 where it has none."""
+        return next(iter(self.header(key).shape), 0)
+
+    def check_keys(self, keys, what: str, advice: str) -> None:
+        """SprigError, saying what the file then is not and what to do, unless it has all arrays."""
+        missing = [key for key in keys if key not in self]
+        if missing:
+            raise SprigError(f"{self.path.name} {what}: it lacks the array {missing[0]!r}; {advice}.")
 
     def load(self, key: str, shape: tuple[int, ...] | None = None, kinds: str = "fiu") -> np.ndarray:
         """The whole array; refused before it is read when its shape or the kind of its type is another."""

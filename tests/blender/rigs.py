@@ -6,6 +6,7 @@ import numpy as np
 from sprig.backend.kinematics import linear_blend_skinning
 from sprig.backend.rig import Rig, Skeleton
 from sprig.backend.sequence import MeshSequence
+from sprig.sprig_blender.write_armature import evaluated_positions
 
 
 def tube(rings: int = 9, around: int = 8, length: float = 2.0):
@@ -90,3 +91,12 @@ def source_of(rig: Rig, faces, name="Body", matrix=None):
     made.matrix_world = matrix.T  # Blender reads columns from a flat numpy array
     bpy.context.view_layer.update()
     return made
+
+
+def replayed(mesh, numbers):
+    """World positions (F,V,3) of a mesh object on the scene's frames."""
+    shapes = []
+    for number in numbers:
+        bpy.context.scene.frame_set(int(number))
+        shapes.append(evaluated_positions(mesh, bpy.context.evaluated_depsgraph_get()))
+    return np.stack(shapes)

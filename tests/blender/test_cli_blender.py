@@ -12,11 +12,10 @@ import pytest
 from sprig.backend.checkpoint import kinds_in
 from sprig.backend.formats import read_sequence_file
 from sprig.sprig_blender import cli
-from sprig.sprig_blender.write_armature import evaluated_positions
 
 from ..command_line import listing, one_line, start
 from ..small_networks import small_networks
-from .rigs import mesh_object, tube
+from .rigs import mesh_object, replayed, tube
 from .scene_files import FORMATS, KNOWS_USD_RATE, export, has
 
 
@@ -57,15 +56,6 @@ def report_of(source, out, *options):
     told = out.with_suffix(".json")
     assert cli.main(["rig", str(source), "-o", str(out), "-q", "--report", str(told), *options]) == 0
     return json.loads(told.read_text())
-
-
-def replayed(mesh, numbers):
-    """World positions (F,V,3) of a mesh object on the scene's frames."""
-    shapes = []
-    for number in numbers:
-        bpy.context.scene.frame_set(int(number))
-        shapes.append(evaluated_positions(mesh, bpy.context.evaluated_depsgraph_get()))
-    return np.stack(shapes)
 
 
 def skinned_meshes():

@@ -14,7 +14,7 @@ from sprig.sprig_blender.compat import assign
 from sprig.sprig_blender.export import export
 from sprig.sprig_blender.write_armature import FRAME_RATE, evaluated_positions, mesh_from_sequence, write_armature
 
-from .rigs import random_rig, replay, tube
+from .rigs import random_rig, replay, replayed, tube
 from .scene_files import export as export_scene
 from .test_cli_blender import bending_tube, skinned_meshes
 
@@ -46,15 +46,6 @@ def joined(shown):
 def written(joined):
     rig, sequence = joined
     return write_armature(bpy.context, rig, mesh_from_sequence(bpy.context, sequence), sequence.object_id)
-
-
-def replayed(mesh, numbers):
-    """World positions (F,V,3) of a mesh object on the scene's frames."""
-    shapes = []
-    for number in numbers:
-        bpy.context.scene.frame_set(int(number))
-        shapes.append(evaluated_positions(mesh, bpy.context.evaluated_depsgraph_get()))
-    return np.stack(shapes)
 
 
 def apart(shapes, wanted) -> float:
