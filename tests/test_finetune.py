@@ -58,7 +58,7 @@ def the_same_numbers(monkeypatch):
     monkeypatch.setattr(train, "DECODED", 2)
     monkeypatch.setattr(train, "WEIGHED", 64)
     monkeypatch.setattr(finetune, "MADE", 4)
-    monkeypatch.setattr(finetune, "REPLAYED", 2)
+    monkeypatch.setattr(finetune, "REPLAYED", {"skeleton": 2, "skinning": 2})
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():
@@ -387,7 +387,7 @@ def test_a_run_that_is_interrupted_and_goes_on_gives_the_same(sequences, network
     folder = tmp_path / "parts"
     finetune.main(command(folder, sequences, network_files))
     assert "stopped; go on with --resume" in capsys.readouterr().out
-    kept = {path.name: path.stat().st_mtime_ns for path in (folder / finetune.TARGETS).iterdir()}
+    kept = {path.name: path.stat().st_mtime_ns for path in (folder / finetune.TARGET_FILES).iterdir()}
     with pytest.raises(SprigError, match="already; go on with --resume"):
         finetune.main(command(folder, sequences, network_files))
     with pytest.raises(SprigError, match="other sequences, teachers or settings"):
@@ -395,7 +395,7 @@ def test_a_run_that_is_interrupted_and_goes_on_gives_the_same(sequences, network
     for _ in range(2):
         finetune.main(command(folder, sequences, network_files, "--resume"))
     assert calls > 28
-    assert kept == {path.name: path.stat().st_mtime_ns for path in (folder / finetune.TARGETS).iterdir()}
+    assert kept == {path.name: path.stat().st_mtime_ns for path in (folder / finetune.TARGET_FILES).iterdir()}
     assert same(weights(*students(folder)), weights(*students(tmp_path / "whole")))
     again = torch.load(folder / loop.STATE, weights_only=True)["states"]
     before = torch.load(tmp_path / "whole" / loop.STATE, weights_only=True)["states"]
@@ -422,7 +422,7 @@ def test_two_processes_make_one_student(sequences, network_files, tmp_path):
     assert done.stdout.count("left out broken") == 1
     state = torch.load(tmp_path / "run" / loop.STATE, weights_only=True)["states"]["skeleton"]
     assert state["epoch"] == 1 and state["step"] == 2  # two clips of four frames to learn from: four steps in all
-    assert sorted(path.stem for path in (tmp_path / "run" / finetune.TARGETS).iterdir()) == [
+    assert sorted(path.stem for path in (tmp_path / "run" / finetune.TARGET_FILES).iterdir()) == [
         f"{k:05}" for k in range(4)
     ]
     skeleton, skinning = students(tmp_path / "run")

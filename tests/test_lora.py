@@ -203,7 +203,8 @@ def test_a_student_is_taught(name, lora, clip):
         stage = SkeletonStage([skeleton_target(clip, networks, greedy=True)], config, "cpu")
     else:
         joints, parents = [[-0.4, 0, 0], [-0.1, 0, 0], [0.2, 0, 0]], [-1, 0, 1]
-        stage = SkinningStage([skinning_target(clip, joints, parents, networks, points=128)], config, "cpu")
+        taught = skinning_target(clip, joints, parents, networks, target="anchor", points=128)
+        stage = SkinningStage([taught], config, "cpu")
     before = state_of(teacher)
     flags = [parameter.requires_grad for parameter in teacher.parameters()]
     student, history = fine_tune(teacher, stage, config)

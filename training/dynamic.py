@@ -21,7 +21,7 @@ Choices that a reader would question:
   several views (`consensus`): so fidelity is that of the figures' own skeletons.
 * Skin weights of all frames, the teacher's and the student's, are for one skeleton, the teacher's best of the anchor
   (`find_skeleton`), carried along by the motion fit as in fine-tuning: so the error is the skinning network's alone.
-* LBS RMSE is that of the rig that each pair gives the anchor, with the same greedy skeleton, poses solved.
+* LBS RMSE is that of the rig of this skeleton and each network's weights of the anchor, poses solved.
 * Other clips of a character have an anchor of their own, and 24 of their frames are measured.
 * Relatives (protocol c) are told as in the rig bank: most joint names in common, or the same triangles. The same
   triangles are one character.
@@ -246,7 +246,7 @@ def observe(subject: Subject, networks: Networks, target: SkinningTarget | None)
     skeletons = decode_frames(subject.clip, networks)
     if target is None:
         return Outcome(skeletons, None, None)
-    rmse = lbs_rmse(subject, networks, *skeletons[subject.clip.anchor])
+    rmse = lbs_rmse(subject, networks, target.joints[subject.clip.anchor].numpy(), target.parents.numpy())
     return Outcome(skeletons, tracked_weights(networks, target), rmse)
 
 
@@ -282,8 +282,8 @@ def tracked_weights(networks: Networks, target: SkinningTarget) -> np.ndarray:
 
 
 def lbs_rmse(subject: Subject, networks: Networks, joints, parents) -> float:
-    """LBS RMSE, per cent, over the measured frames and every vertex of the file, of the anchor's skeleton, joints (J,3)
-    and parents (J,), with the skinning network's weights."""
+    """LBS RMSE, per cent, over the measured frames and every vertex of the file, of a skeleton of the anchor, joints
+    (J,3) and parents (J,), with the skinning network's weights."""
     clip = subject.clip
     rest = clip.vertices[clip.anchor]
     weights = weigh(rest, clip.faces, joints, parents, networks, seed=1)
@@ -574,7 +574,9 @@ def compare(subject: Subject, teacher: Networks, students: dict[Variant, Network
     if any("skinning" in variant.stages for variant in students):
         rig = skeleton_target(clip, teacher)
         joints, parents = rig.joints.numpy(), rig.parents.numpy()
-        target = skinning_target(clip, joints, parents, teacher, points=SKINNING_POINTS, seed=options.seed + 1)
+        target = skinning_target(
+            clip, joints, parents, teacher, target="anchor", points=SKINNING_POINTS, seed=options.seed + 1
+        )  # what it would teach is not asked for, and with one frame soonest made
     before = observe(subject, teacher, target)
     found = {}
     for variant, student in students.items():

@@ -38,6 +38,7 @@ import torch.nn.functional as F  # noqa: E402
 from ..backend.checkpoint import architecture, save_checkpoint  # noqa: E402
 from ..backend.errors import Cancelled, SprigError, no_progress  # noqa: E402
 from ..backend.finetune.clip import (  # noqa: E402
+    TARGETS,
     Clip,
     SkeletonTarget,
     SkinningTarget,
@@ -67,10 +68,10 @@ from .augment import in_order, in_pieces, to_tokens  # noqa: E402
 from .character import Character  # noqa: E402
 from .rigbank import read_rigbank, split, validation_clips  # noqa: E402
 
-STUDENT, TARGETS = "student.safetensors", "targets"
+STUDENT, TARGET_FILES = "student.safetensors", "targets"
 STAGES = {"skeleton": SkeletonStage, "skinning": SkinningStage}
 NEED_BLENDER = (".fbx", ".glb", ".gltf", ".usd", ".usda", ".usdc", ".dae", ".blend")
-REPLAYED = 8  # characters that a step looks back at
+REPLAYED = {"skeleton": 4, "skinning": 2}  # characters that a step looks back at: with 8 they take most of the time
 MADE = 256  # different characters made on the spot for it
 SKELETON_RATE = 8e-4  # highest; at 2e-4 twenty clips are not learned in a dozen epochs, at this rate in nine
 
@@ -87,6 +88,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--skinning", type=Path, metavar="FILE", help="teacher; SPRig's own without it")
     parser.add_argument("--training-only", action="store_true", help="leave out the clips of validation_clips.txt")
     parser.add_argument("--anchor", choices=("largest", "first"), default="largest", help="the frame that teaches")
+    parser.add_argument("--target", choices=TARGETS, default=default.target, help="what the skin is to be, from where")
     parser.add_argument("--most-frames", type=int, default=64, help="of a sequence, evenly spread")
     parser.add_argument("--epochs", type=int, default=default.epochs)
     parser.add_argument("--frames", type=int, default=default.frames, help="of one sequence in a step of the skeleton")
@@ -186,14 +188,18 @@ class Taught:
     targets: dict[str, SkeletonTarget | SkinningTarget]
 
 
-def teach(clip: Clip, networks: Networks, stages, seed: int = 0, progress=no_progress) -> Taught:
+def teach(
+    clip: Clip, networks: Networks, stages, seed: int = 0, target: str = "sequence", progress=no_progress
+) -> Taught:
     """Rig the anchor: greedily for the skeleton decoder, which is to write just that in every frame; as well as the
     teacher can for the skinning network. Raises SprigError where that is impossible."""
     targets = {"skeleton": skeleton_target(clip, networks, greedy=True, progress=progress)}
     if "skinning" in stages:
         rig = skeleton_target(clip, networks, progress=progress)
         joints, parents = rig.joints.numpy(), rig.parents.numpy()
-        targets["skinning"] = skinning_target(clip, joints, parents, networks, seed=seed, progress=progress)
+        targets["skinning"] = skinning_target(
+            clip, joints, parents, networks, target=target, seed=seed, progress=progress
+        )
     return Taught(clip, targets)
 
 
@@ -215,8 +221,12 @@ def train_student(
     for place, clip in enumerate(clips):
         share = 0.2 * place / len(clips)
         try:
-            rigged = teach(clip, networks, stages, config.seed, lambda _share, text, share=share: progress(share, text))
-            taught.append(rigged)
+            taught.append(
+                teach(
+                    clip, networks, stages, config.seed, config.target,
+                    progress=lambda _share, text, share=share: progress(share, text),
+                )
+            )  # fmt: skip
         except SprigError as problem:
             problems.append(f"{clip.name}: {problem}")
     if not taught:
@@ -257,6 +267,7 @@ def jobs_of(options, networks: Networks) -> tuple[list[Job], list[Path]]:
         "anchor": options.anchor,
         "most_frames": options.most_frames,
         "seed": options.seed,
+        "target": options.target,
         "teachers": networks.checkpoints,
     }
     paths = list(dict.fromkeys(found for path in options.sequences for found in find_sequences(path)))
@@ -291,7 +302,7 @@ def prepare(jobs: list[Job], networks: Networks, stages, options, place: loop.Pl
 
     Leaves early when asked to stop. What is wrong with a sequence is written in place of its targets.
     """
-    folder = options.output / TARGETS
+    folder = options.output / TARGET_FILES
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(place.rank, len(jobs), place.processes):
         job, file = jobs[number], folder / f"{number:05}.pt"
@@ -301,7 +312,7 @@ def prepare(jobs: list[Job], networks: Networks, stages, options, place: loop.Pl
             continue
         made_from, start = json.dumps(job.made_from), time.monotonic()
         try:
-            taught = teach(job.clip(), networks, stages, options.seed)
+            taught = teach(job.clip(), networks, stages, options.seed, options.target)
         except SprigError as problem:
             loop.save_state(file, made_from=made_from, problem=str(problem))
             continue
@@ -317,7 +328,7 @@ def read_targets(jobs: list[Job], stages, folder: Path) -> tuple[list[Taught], l
     """What `prepare` has written: the targets, and a line for every sequence that is left out."""
     taught, problems = [], []
     for number, job in enumerate(jobs):
-        found = _read(folder / TARGETS / f"{number:05}.pt", job, stages)
+        found = _read(folder / TARGET_FILES / f"{number:05}.pt", job, stages)
         if isinstance(found, Taught):
             taught.append(found)
         else:
@@ -377,8 +388,8 @@ class Replay:
 
         def loss(student, step: int):
             self.source.generator.manual_seed(hash((self.seed, KINDS.index(kind), step, self.place.rank)))
-            drawn = [in_order(batch) for batch in self.source.draw(REPLAYED, SKELETON_POINTS)]
-            (batch,) = in_pieces(drawn, REPLAYED)
+            drawn = [in_order(batch) for batch in self.source.draw(REPLAYED[kind], SKELETON_POINTS)]
+            (batch,) = in_pieces(drawn, REPLAYED[kind])
             return self.share * losses[kind](student, teacher, batch, self.source.generator)
 
         return loss
@@ -469,12 +480,13 @@ def main(command: list[str] | None = None) -> None:
         skeleton_rate=options.skeleton_rate,
         skinning_rate=options.skinning_rate,
         patience=options.patience,
+        target=options.target,
         many_views=options.replay > 0,
         lora=options.lora,
         seed=options.seed,
     )
     has_state = (folder / loop.STATE).is_file()
-    if options.resume and not (folder / TARGETS).is_dir():
+    if options.resume and not (folder / TARGET_FILES).is_dir():
         raise SprigError(f"There is no run to resume in {folder}; leave --resume away to start one.")
     teachers = load_networks(options.skeleton, options.skinning, place.device.type)
     tell = print if place.rank == 0 else lambda *_, **__: None

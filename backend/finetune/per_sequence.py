@@ -54,7 +54,7 @@ def fine_tune_on(
         else:
             target = skinning_target(
                 clip, taught.joints.numpy(), taught.parents.numpy(), networks,
-                seed=config.seed, progress=_part(progress, start - 0.05, start),
+                target=config.target, seed=config.seed, progress=_part(progress, start - 0.05, start),
             )  # fmt: skip
             work = SkinningStage([target], config, networks.device)
         teacher = getattr(networks, stage)

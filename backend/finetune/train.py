@@ -30,7 +30,7 @@ from ..errors import SprigError, no_progress
 from ..learned import SKELETON_POINTS
 from ..metrics import pjdd, temporal_skin_error
 from ..skeleton.generate import generate
-from .clip import SkeletonTarget, SkinningTarget, frame_weights
+from .clip import TARGETS, SkeletonTarget, SkinningTarget, frame_weights
 from .lora import merged, with_lora
 from .losses import LossConfig, geometric_prior, geometry_loss, skinning_loss, token_loss
 
@@ -56,6 +56,7 @@ class FineTuneConfig:
     average: float = 0.98  # part of the average that a step keeps
     patience: int = 4  # epochs without a gain after which training ends
     many_views: bool = False  # the skeleton student is still decoded by `consensus`: replay showed it other views, too
+    target: str = "sequence"  # what the skinning student is to say, one of clip.TARGETS; "anchor" is the paper's
     lora: int = 0  # rank of the updates of linear layers; 0 trains all weights of the decoder
     seed: int = 0
     losses: LossConfig = field(default_factory=LossConfig)
@@ -63,6 +64,8 @@ class FineTuneConfig:
     def __post_init__(self):
         if min(self.epochs, self.frames, self.skinning_frames) < 1:
             raise SprigError("Fine-tuning takes at least 1 epoch and 1 frame at a time; ask for more.")
+        if self.target not in TARGETS:
+            raise SprigError(f"There is no target {self.target!r}; choose {' or '.join(TARGETS)}.")
         if self.lora < 0:
             raise SprigError(f"The rank of low-rank updates is {self.lora}; ask for 1 or more, or 0 for none.")
 
