@@ -116,6 +116,19 @@ def test_other_clips_show_another_motion_of_the_same_character(folders):
     assert dynamic.other_clips(others[1], others) == [others[2]] and others[1].name == "worm__run"
 
 
+def test_clips_that_only_teach_show_a_few_frames(tmp_path):
+    source = dynamic.source_of(write_clip(tmp_path, "tube", frames=40))
+
+    def frames(protocol, measured, **changes):
+        options = Namespace(**{"protocol": protocol, "frames": 30, "teaching_frames": None, **changes})
+        clip = dynamic.lesson(source, options, None, measured)
+        return len(clip.frames), int(clip.held_out.sum())
+
+    assert frames("a", True) == (30, 0) and frames("b", True) == (15, 0)
+    assert frames("a", False) == (8, 0) and frames("a", False, teaching_frames=20) == (20, 0)
+    assert frames("c", False) == (12, 1) == frames("c", True)  # nothing that is measured is learned from
+
+
 # ---- figures from known inputs
 
 
@@ -326,7 +339,7 @@ def test_protocol_c_with_a_student_and_without_a_bank(
 
 
 def test_one_student_of_many_clips_and_its_ablations(network_files, folders, nothing_beside, monkeypatch, capsys):
-    chosen = [dynamic.ABLATIONS[k] for k in (0, 7, 8)]  # tokens, the prior, the anchor
+    chosen = [dynamic.ABLATIONS[k] for k in (0, 7, 8, 9)]  # tokens, the prior, W*, the anchor
     monkeypatch.setattr(dynamic, "ABLATIONS", chosen)
     options = ["--protocol", "a", "--epochs", 1, "--characters", 2, "--frames", 3, "--replay", 0, "--ablate"]
     text, report = run(["worm_walk", *options, *given(network_files, folders)], capsys)
@@ -337,10 +350,11 @@ def test_one_student_of_many_clips_and_its_ablations(network_files, folders, not
     assert list(found) == [variant.label for variant in (dynamic.WHOLE, *chosen)]
     assert all(entry["clips"] == 1 and entry["failed_clips"] == 0 for entry in found.values())
     assert found["everything"]["pjdd_student"] == report["pjdd_student"] is not None
-    without_tokens, without_prior, first = (found[variant.label] for variant in chosen)
+    without_tokens, without_prior, papers, first = (found[variant.label] for variant in chosen)
     assert without_tokens["skin_error_student"] is None  # that is not its business
     assert without_prior["pjdd_student"] == report["pjdd_student"]  # nor that
-    assert without_prior["skin_error_student"] != report["skin_error_student"]
+    for other in (without_prior, papers):
+        assert other["skin_error_student"] not in (None, report["skin_error_student"])
     assert without_tokens["pjdd_teacher"] == report["pjdd_teacher"] and first["skin_error_student"] is not None
     assert "| without prior (12) | 1 |" in text
 
@@ -354,6 +368,7 @@ def test_one_student_of_many_clips_and_its_ablations(network_files, folders, not
         (["--protocol", "a", "--student", "nothing.safetensors"], "no file"),
         (["--protocol", "a", "--sequences", "nowhere"], "no folder"),
         (["--protocol", "a", "--replay", "-1"], "--replay"),
+        (["--protocol", "a", "--teaching-frames", "1"], "--teaching-frames"),
         (["--protocol", "a", "nobody"], "no clip nobody"),
         (["--protocol", "c"], "no clips"),
     ],

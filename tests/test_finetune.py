@@ -122,6 +122,29 @@ def test_some_points_have_the_weights_that_all_have(teachers, short):
     assert target.weights.shape == (96, 3) and target.heat.shape == (6, 96, 3, 2)
 
 
+def test_what_the_skin_is_taught(teachers):
+    """The teacher's mean over the frames that are learned from, and some of what the motion itself tells."""
+    clip = make_clip(chain(frames=8, seed=1)[0], held_out=4)
+    held_out = int(np.flatnonzero(clip.held_out)[0])
+    rings = len(clip.vertices[0]) // 3
+
+    def taught(clip, **options):
+        joints = clip.vertices[clip.anchor][[0, rings, 2 * rings]]
+        return skinning_target(clip, joints, np.arange(3) - 1, teachers, points=96, **options)
+
+    papers, ours = taught(clip, target="anchor"), taught(clip)
+    with torch.no_grad():
+        every = clips.frame_weights(teachers.skinning, papers, range(len(clip.frames)), "cpu")
+    torch.testing.assert_close(papers.weights, every[clip.anchor])
+    torch.testing.assert_close(ours.weights.sum(1), torch.ones(96))
+    rest = ours.weights - (1 - clips.MOTION_SHARE) * every[~clip.held_out].mean(0)
+    assert rest.min() > -1e-6  # the motion's part
+    torch.testing.assert_close(rest.sum(1), torch.full((96,), clips.MOTION_SHARE))
+    moved = clip.vertices.copy()
+    moved[held_out] = moved[held_out][::-1]
+    torch.testing.assert_close(taught(replace(clip, vertices=moved)).weights, ours.weights)  # nothing is learned there
+
+
 # ---- the loop
 
 
@@ -150,7 +173,8 @@ def test_a_student_is_decoded_in_many_views_where_replay_shows_them(teachers, sh
 def test_every_frame_is_seen_once_and_all_processes_take_as_many_steps(skeleton_stage):
     clip = skeleton_stage.targets[0].clip
     stage = Namespace(kind="skeleton", targets=skeleton_stage.targets * 3)
-    config = FineTuneConfig(frames=2)
+    config = FineTuneConfig(frames=2, skinning_frames=1)
+    assert len(train._epoch(Namespace(kind="skinning", targets=stage.targets), config, 0, (0, 1))) == 12
     steps = train._epoch(stage, config, 0, (0, 1))
     assert len(steps) == 6 and all(frames[0] == clip.anchor for _, frames in steps)
     seen = sorted(frame for _, frames in steps for frame in frames[1:])

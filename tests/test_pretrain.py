@@ -328,3 +328,16 @@ def test_curves_show_every_figure(tmp_path):
     loop.plot_curves(tmp_path)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert np.isclose(json.loads((tmp_path / "log.jsonl").read_text().splitlines()[1])["token"], 2.0)
+
+
+def test_dropout_is_asked_for_and_off_in_what_is_used(monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr(pretrain_skeleton.loop, "settle", lambda options: CPU)
+    monkeypatch.setattr(pretrain_skeleton.loop, "Source", lambda options, place: None)
+    monkeypatch.setattr(
+        pretrain_skeleton.loop, "train", lambda options, place, source, network, *_: made.append(network)
+    )
+    for given in ([], ["--dropout", "0.25"]):
+        pretrain_skeleton.main([str(tmp_path), *given])
+    assert [network.config.dropout for network in made] == [0.0, 0.25]
+    assert {layer.p for layer in made[1].modules() if isinstance(layer, torch.nn.Dropout)} == {0.25}

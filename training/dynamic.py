@@ -15,6 +15,9 @@ it freely and greedily, without a prefix. The metrics are those of backend/metri
 Choices that a reader would question:
 * The one student of a and c learns with replay, as the students of `sprig.training.finetune` do; those of b, as the
   artist's, without.
+* Of characters that are learned from and not measured, a few frames (`--teaching-frames`) are enough to keep the
+  student from learning one clip by heart, and the whole stays within minutes on a CPU; a student that learned longer,
+  from more frames and characters, comes from `sprig.training.finetune` (`--student`).
 * In a and b no frame is held out to stop early by: the frames that are measured must not choose the epoch. In c the
   clips that are learned from hold out every eighth.
 * The student is taught what the teacher writes for the anchor greedily, as in the paper, and not what is made of
@@ -69,6 +72,8 @@ PROTOCOLS = {
     "c": "characters that were never fine-tuned on",
 }
 HELD_OUT = 8  # every so many frames of a clip that only teaches
+TEACHING_FRAMES = {"a": 8, "b": 0, "c": 12}  # at most, of such a clip
+STEP_FRAMES = 4  # of one clip in a step of the one skeleton student: with few frames of each, more and smaller steps
 CHUNK = 1024  # tracked points weighed together, of one frame
 BATCH = 16  # frames decoded together: a third of the time that they take one by one
 OTHER_FRAMES = 24  # at most, of another clip of the character
@@ -346,13 +351,14 @@ def row_of(subject: Subject, teacher: Outcome, student: Outcome) -> dict:
 
 @dataclass(frozen=True, eq=False)
 class Variant:
-    """A way of fine-tuning: the stages that it is about, what is changed in the losses, and the anchor's position,
-    None for the frame of greatest area."""
+    """A way of fine-tuning: the stages that it is about, what is changed in the losses, the anchor's position, None for
+    the frame of greatest area, and what the skin's W* is made from (clip.TARGETS)."""
 
     label: str
     stages: tuple[str, ...] = KINDS
     losses: dict = field(default_factory=dict)
     anchor: int | None = None
+    target: str = "sequence"
 
 
 WHOLE = Variant("everything")
@@ -365,6 +371,7 @@ ABLATIONS = (
     Variant("without anchor term (10)", ("skinning",), {"anchor": 0.0}),
     Variant("without entropy (11)", ("skinning",), {"entropy": 0.0}),
     Variant("without prior (12)", ("skinning",), {"prior": 0.0}),
+    Variant("W* of the anchor alone (5)", ("skinning",), target="anchor"),
     Variant("anchor = first frame", anchor=0),
 )
 
@@ -373,7 +380,7 @@ def train(
     variant: Variant, clips: list[Clip], networks: Networks, config: FineTuneConfig, replay, progress=no_progress
 ) -> Networks:
     """The networks with the variant's students in place of what it is about; `replay` as for `train_student`."""
-    config = replace(config, losses=replace(config.losses, **variant.losses))
+    config = replace(config, target=variant.target, losses=replace(config.losses, **variant.losses))
     return train_student(clips, networks, config, variant.stages, replay=replay, progress=progress).networks
 
 
@@ -498,11 +505,13 @@ def tasks_of(options, notes: list[str]) -> list[Task]:
     return [Task(measured, teaching)]
 
 
-def lesson(source: Source, protocol: str, frames: int, anchor: int | None) -> Clip:
-    """What a student learns from a clip."""
-    if protocol == "c":
-        return make_clip(source.read(), source.name, anchor=anchor, most_frames=frames, held_out=HELD_OUT)
-    return seen_part(subject_of(source, protocol, frames, anchor))
+def lesson(source: Source, options, anchor: int | None, measured: bool) -> Clip:
+    """What a student learns from a clip, one that is `measured` too or one that only teaches."""
+    if measured and options.protocol != "c":
+        return seen_part(subject_of(source, options.protocol, options.frames, anchor))
+    few = options.teaching_frames or TEACHING_FRAMES[options.protocol]
+    held_out = HELD_OUT if options.protocol == "c" else 0
+    return make_clip(source.read(), source.name, anchor=anchor, most_frames=few, held_out=held_out)
 
 
 def train_variants(task: Task, teacher: Networks, options, progress, notes: list[str]) -> dict[Variant, object]:
@@ -512,13 +521,14 @@ def train_variants(task: Task, teacher: Networks, options, progress, notes: list
     """
     config = FineTuneConfig(epochs=options.epochs, seed=options.seed)
     if options.protocol != "b":  # as sprig.training.finetune does
-        config = replace(config, skeleton_rate=finetune.SKELETON_RATE, many_views=options.replay > 0)
+        many_views = options.replay > 0
+        config = replace(config, skeleton_rate=finetune.SKELETON_RATE, frames=STEP_FRAMES, many_views=many_views)
     variants = (WHOLE, *(ABLATIONS if options.ablate else ()))
-    lessons = {}
+    lessons, measured = {}, [source for source, _ in task.measured]
     for anchor in {variant.anchor: None for variant in variants}:
         made = {
             source.name: evaluate.attempt(
-                lambda source=source, anchor=anchor: {"clip": lesson(source, options.protocol, options.frames, anchor)}
+                lambda source=source, anchor=anchor: {"clip": lesson(source, options, anchor, source in measured)}
             )
             for source in task.teaching
         }

@@ -669,6 +669,9 @@ def _add_dynamic(commands) -> None:
     )
     one.add_argument("--characters", type=int, default=20, metavar="N", help="to learn from, protocols a and c (20)")
     one.add_argument("--frames", type=int, default=64, metavar="N", help="at most so many of a clip (64)")
+    one.add_argument(
+        "--teaching-frames", type=int, metavar="N", help="of a clip that only teaches (8 in protocol a, 12 in c)"
+    )
     one.add_argument("--device", choices=DEVICES, default="auto", help="where to compute (auto)")
     one.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
     one.add_argument("--dump", type=Path, metavar="FOLDER", help="write skeletons and weights of every clip there")
@@ -685,6 +688,8 @@ def _checked_dynamic(options: argparse.Namespace) -> argparse.Namespace:
             setattr(options, name, DATA / folder)
     if min(options.epochs, options.characters, options.frames) < 1 or min(options.seed, options.static or 0) < 0:
         raise SprigError("--epochs, --characters and --frames start at 1, --static and --seed at 0; change them.")
+    if options.teaching_frames is not None and options.teaching_frames < 2:
+        raise SprigError("--teaching-frames starts at 2: a single pose teaches nothing; change it.")
     if not 0 <= options.replay < float("inf"):
         raise SprigError(f"--replay is {options.replay}; give a number from 0 on.")
     if options.student and options.ablate:
