@@ -125,7 +125,7 @@ def test_clips_that_only_teach_show_a_few_frames(tmp_path):
         return len(clip.frames), int(clip.held_out.sum())
 
     assert frames("a", True) == (30, 0) and frames("b", True) == (15, 0)
-    assert frames("a", False) == (8, 0) and frames("a", False, teaching_frames=20) == (20, 0)
+    assert frames("a", False) == (5, 0) and frames("a", False, teaching_frames=20) == (20, 0)
     assert frames("c", False) == (12, 1) == frames("c", True)  # nothing that is measured is learned from
 
 

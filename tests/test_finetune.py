@@ -253,9 +253,9 @@ def test_networks_of_puppeteers_architecture_learn(rank, short):
 # ---- replay
 
 
-def replay_of(teachers, share):
+def replay_of(teachers, times):
     source = loop.Source(REPLAY_FROM, CPU, heat=True)
-    return finetune.Replay(source, teachers, CPU, share, seed=0)
+    return finetune.Replay(source, teachers, CPU, times, seed=0)
 
 
 def test_a_student_that_is_the_teacher_has_no_distance_and_others_do(teachers):
@@ -264,19 +264,20 @@ def test_a_student_that_is_the_teacher_has_no_distance_and_others_do(teachers):
         teacher = getattr(teachers, kind)
         other = train.student_of(teacher, FineTuneConfig())
         loss = replay(kind)
-        assert float(loss(other, 3).detach()) == pytest.approx(0, abs=1e-6)
+        assert float(loss(other, 2).detach()) == pytest.approx(0, abs=1e-6)
         with torch.no_grad():
             for parameter in train.trained(other).values():
                 parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
-        away = loss(other, 3)
+        away = loss(other, 2)
         away.backward()
         away = float(away.detach())
         assert away > 1e-3
         assert all(parameter.grad is None for parameter in teacher.parameters())
-        replay.share = 1.0
-        assert float(loss(other, 3).detach()) == pytest.approx(away / 2, rel=1e-5)  # the same characters again
+        replay.times = 1.0
+        assert float(loss(other, 2).detach()) == pytest.approx(away / 2, rel=1e-5)  # the same characters again
         assert float(loss(other, 4).detach()) != pytest.approx(away / 2, rel=1e-5)
-        replay.share = 2.0
+        replay.times = 2.0
+        assert loss(other, 3) is None
 
 
 def test_replay_keeps_the_student_near_the_teacher(teachers, short):

@@ -15,9 +15,9 @@ it freely and greedily, without a prefix. The metrics are those of backend/metri
 Choices that a reader would question:
 * The one student of a and c learns with replay, as the students of `sprig.training.finetune` do; those of b, as the
   artist's, without.
-* Of characters that are learned from and not measured, a few frames (`--teaching-frames`) are enough to keep the
-  student from learning one clip by heart, and the whole stays within minutes on a CPU; a student that learned longer,
-  from more frames and characters, comes from `sprig.training.finetune` (`--student`).
+* Characters that are learned from and not measured show a few frames (`--teaching-frames`), so that the whole stays
+  within minutes on a CPU; a student that learned longer, from more frames and characters, comes from
+  `sprig.training.finetune` (`--student`).
 * In a and b no frame is held out to stop early by: the frames that are measured must not choose the epoch. In c the
   clips that are learned from hold out every eighth.
 * The student is taught what the teacher writes for the anchor greedily, as in the paper, and not what is made of
@@ -72,12 +72,12 @@ PROTOCOLS = {
     "c": "characters that were never fine-tuned on",
 }
 HELD_OUT = 8  # every so many frames of a clip that only teaches
-TEACHING_FRAMES = {"a": 8, "b": 0, "c": 12}  # at most, of such a clip
+TEACHING_FRAMES = {"a": 5, "b": 0, "c": 12}  # at most, of such a clip
 STEP_FRAMES = 4  # of one clip in a step of the one skeleton student: with few frames of each, more and smaller steps
 CHUNK = 1024  # tracked points weighed together, of one frame
 BATCH = 16  # frames decoded together: a third of the time that they take one by one
 OTHER_FRAMES = 24  # at most, of another clip of the character
-FEW = 12  # validation characters for every clip's own student
+FEW = 12  # validation characters that static figures are about; all of them take minutes
 LIMIT = 1000.0  # a ratio counts no more than this
 MOST_TRACKED = 1024  # rows of a heat map
 WHO = ("teacher", "student")
@@ -523,6 +523,8 @@ def train_variants(task: Task, teacher: Networks, options, progress, notes: list
     if options.protocol != "b":  # as sprig.training.finetune does
         many_views = options.replay > 0
         config = replace(config, skeleton_rate=finetune.SKELETON_RATE, frames=STEP_FRAMES, many_views=many_views)
+        if options.protocol == "a":  # nothing is held out, so no epoch is better than the last: it is only to be seen
+            config = replace(config, validated=1)
     variants = (WHOLE, *(ABLATIONS if options.ablate else ()))
     lessons, measured = {}, [source for source, _ in task.measured]
     for anchor in {variant.anchor: None for variant in variants}:
@@ -604,14 +606,14 @@ def compare(subject: Subject, teacher: Networks, students: dict[Variant, Network
 
 
 def static_shapes(options) -> dict[str, list]:
-    """One pose of validation characters of the bank, those of different skeletons first: FEW for protocol b, where
-    every clip has a student of its own, otherwise all; or so many as are asked for. Empty without a bank."""
+    """One pose of validation characters of the bank, those of different skeletons first: FEW, or so many as are asked
+    for. Empty without a bank."""
     if options.bank is None:
         return {}
     characters = split(read_rigbank(options.bank))[1]
     seen = [sum(other.rig_id == one.rig_id for other in characters[:k]) for k, one in enumerate(characters)]
     order = np.argsort(seen, kind="stable")
-    count = options.static if options.static is not None else FEW if options.protocol == "b" else len(characters)
+    count = FEW if options.static is None else options.static
     chosen = [characters[k] for k in order[:count]]
     return {one.name: evaluate.posed_shapes(one, 1, options.seed) for one in chosen}
 

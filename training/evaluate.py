@@ -656,7 +656,7 @@ def _add_dynamic(commands) -> None:
     one.add_argument("clips", nargs="*", metavar="CLIP", help="sequence files, or names of clips in the two folders")
     one.add_argument("--protocol", choices=("a", "b", "c"), required=True, help="what the student has seen")
     one.add_argument("--epochs", type=int, default=12, metavar="N", help="of fine-tuning (12)")
-    one.add_argument("--replay", type=float, default=2.0, metavar="SHARE", help="protocols a and c; 0 is without (2)")
+    one.add_argument("--replay", type=float, default=1.0, metavar="TIMES", help="protocols a and c; 0 is without (1)")
     one.add_argument("--student", type=Path, metavar="FILE", help="fine-tuned networks, instead of training some")
     one.add_argument("--ablate", action="store_true", help="also without each part of the losses")
     one.add_argument("--skeleton", type=Path, metavar="FILE", help="skeleton network to start from (SPRig's own)")
@@ -664,13 +664,11 @@ def _add_dynamic(commands) -> None:
     one.add_argument("--sequences", type=Path, metavar="FOLDER", help="clips as .npz (../shared/data/sequences)")
     one.add_argument("--multiclip", type=Path, metavar="FOLDER", help="more clips of them (../shared/data/multiclip)")
     one.add_argument("--bank", type=Path, metavar="FOLDER", help="the rig bank (../shared/data/rigbank)")
-    one.add_argument(
-        "--static", type=int, metavar="N", help="its characters for static figures (all; 12 in protocol b)"
-    )
+    one.add_argument("--static", type=int, metavar="N", help="its characters for static figures (12)")
     one.add_argument("--characters", type=int, default=20, metavar="N", help="to learn from, protocols a and c (20)")
-    one.add_argument("--frames", type=int, default=64, metavar="N", help="at most so many of a clip (64)")
+    one.add_argument("--frames", type=int, default=48, metavar="N", help="at most so many of a clip (48)")
     one.add_argument(
-        "--teaching-frames", type=int, metavar="N", help="of a clip that only teaches (8 in protocol a, 12 in c)"
+        "--teaching-frames", type=int, metavar="N", help="of a clip that only teaches (5 in protocol a, 12 in c)"
     )
     one.add_argument("--device", choices=DEVICES, default="auto", help="where to compute (auto)")
     one.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")

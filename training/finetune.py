@@ -7,9 +7,9 @@ Losses, stages and the loop are those of backend/finetune. What is added here: f
 are passed over; rig-bank characters as further sequences; state and log of a long run; several processes; and replay.
 
 Replay keeps what the networks know of other characters. Fine-tuning shows them a few characters, each with one right
-answer; nothing in the paper's losses asks that all the others get the rigs they got before. So every step also shows
-the student characters that pre-training drew from, and the teacher's own probabilities and weights for them are what it
-should give. No label is used, and the frozen encoder sees every character once for both networks.
+answer; nothing in the paper's losses asks that all the others get the rigs they got before. So every other step also
+shows the student characters that pre-training drew from, and the teacher's own probabilities and weights for them are
+what it should give. No label is used, and the frozen encoder sees every character once for both networks.
 
 RUN gets state.pt (to resume), student.safetensors (both networks, of each the best average so far), log.jsonl,
 curves.png, and in targets/ the teacher's rigs of the anchors, which a run that goes on need not make again.
@@ -71,7 +71,9 @@ from .rigbank import read_rigbank, split, validation_clips  # noqa: E402
 STUDENT, TARGET_FILES = "student.safetensors", "targets"
 STAGES = {"skeleton": SkeletonStage, "skinning": SkinningStage}
 NEED_BLENDER = (".fbx", ".glb", ".gltf", ".usd", ".usda", ".usdc", ".dae", ".blend")
-REPLAYED = {"skeleton": 4, "skinning": 2}  # characters that a step looks back at: with 8 they take most of the time
+REPLAYED = {"skeleton": 4, "skinning": 2}  # characters that a step looks back at
+REPLAY_SHARES = {"skeleton": 4.0, "skinning": 0.5}  # of its loss in a stage's: skeletons are forgotten, weights hardly
+REPLAY_EVERY = 2  # steps; with more, or more characters, replay takes most of the time
 MADE = 256  # different characters made on the spot for it
 SKELETON_RATE = 8e-4  # highest; at 2e-4 twenty clips are not learned in a dozen epochs, at this rate in nine
 
@@ -97,7 +99,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--skinning-rate", type=float, default=default.skinning_rate, help="highest learning rate")
     parser.add_argument("--patience", type=int, default=default.patience, help="epochs without a gain until it ends")
     parser.add_argument("--lora", type=int, default=default.lora, metavar="RANK", help="of updates; 0: all weights")
-    parser.add_argument("--replay", type=float, default=2.0, metavar="SHARE", help="weight of replay; 0: none")
+    parser.add_argument("--replay", type=float, default=1.0, metavar="TIMES", help="how much replay counts; 0: none")
     parser.add_argument("--bank-clips", type=int, default=0, metavar="N", help="characters of the banks as sequences")
     loop.data_arguments(parser, made=MADE)
     return parser
@@ -372,25 +374,28 @@ def _read(file: Path, job: Job, stages) -> Taught | str | None:
 
 
 class Replay:
-    """The loss that keeps a student near its teacher on characters that it is not fine-tuned on, times `share`.
+    """The loss that keeps a student near its teacher on characters that it is not fine-tuned on, `times` REPLAY_SHARES.
 
     The characters of a step follow from the seed, the step and the process.
     """
 
-    def __init__(self, source: loop.Source, networks: Networks, place: loop.Place, share: float, seed: int):
+    def __init__(self, source: loop.Source, networks: Networks, place: loop.Place, times: float, seed: int):
         self.source, self.networks, self.place = source, networks, place
-        self.share, self.seed = share, seed
+        self.times, self.seed = times, seed
 
     def __call__(self, kind: str) -> Callable:
-        """For one of the networks: a function of the student and the number of the step."""
+        """For one of the networks: a function of the student and the number of the step, None in most steps."""
         losses = {"skeleton": skeleton_distance, "skinning": skinning_distance}
         teacher = getattr(self.networks, kind)
 
         def loss(student, step: int):
+            if step % REPLAY_EVERY:
+                return None
             self.source.generator.manual_seed(hash((self.seed, KINDS.index(kind), step, self.place.rank)))
             drawn = [in_order(batch) for batch in self.source.draw(REPLAYED[kind], SKELETON_POINTS)]
             (batch,) = in_pieces(drawn, REPLAYED[kind])
-            return self.share * losses[kind](student, teacher, batch, self.source.generator)
+            share = REPLAY_EVERY * self.times * REPLAY_SHARES[kind]
+            return share * losses[kind](student, teacher, batch, self.source.generator)
 
         return loss
 

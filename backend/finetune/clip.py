@@ -32,7 +32,7 @@ from ..skinning.heat import heat_features
 from ..surface import STILL_TOLERANCE, Prepared, prepare
 
 TARGETS = ("sequence", "anchor")  # what W* is made from
-MOTION_SHARE = 0.15  # of the motion's weights in W*; at 0.3 they replay better still, and are learned worse
+MOTION_SHARE = 0.1  # of the motion's weights in W*; with more they replay better still, and are learned worse
 MOTION_FRAMES = 24  # that these are solved on
 
 

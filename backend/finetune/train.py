@@ -29,7 +29,7 @@ from ..device import half_pays
 from ..errors import SprigError, no_progress
 from ..learned import SKELETON_POINTS
 from ..metrics import pjdd, temporal_skin_error
-from ..skeleton.generate import generate
+from ..skeleton.generate import generate_each
 from .clip import TARGETS, SkeletonTarget, SkinningTarget, frame_weights
 from .lora import merged, with_lora
 from .losses import LossConfig, geometric_prior, geometry_loss, skinning_loss, token_loss
@@ -37,7 +37,6 @@ from .losses import LossConfig, geometric_prior, geometry_loss, skinning_loss, t
 CLIP = 1.0  # norm of the gradient
 DECODED = 8  # frames of each clip that are decoded freely to see how far their skeletons drift, and weighed
 WEIGHED = 128  # tracked points of every frame that a step of the skinning stage is about
-VALIDATED = 24  # clips, evenly spread, that validation is about; of one clip it takes as long as some steps
 VALIDATED_POINTS = 256  # tracked points of them
 FIGURES = {"skeleton": ("pjdd", "PJDD"), "skinning": ("skin_error", "skin error")}  # in the history, for the user
 
@@ -56,6 +55,7 @@ class FineTuneConfig:
     average: float = 0.98  # part of the average that a step keeps
     patience: int = 4  # epochs without a gain after which training ends
     many_views: bool = False  # the skeleton student is still decoded by `consensus`: replay showed it other views, too
+    validated: int = 12  # clips, evenly spread, that validation is about; of one clip it takes as long as some steps
     target: str = "sequence"  # what the skinning student is to say, one of clip.TARGETS; "anchor" is the paper's
     lora: int = 0  # rank of the updates of linear layers; 0 trains all weights of the decoder
     seed: int = 0
@@ -94,22 +94,15 @@ class SkeletonStage:
     def validate(self, network, tick=lambda: None) -> dict:
         """The loss on held-out frames, and PJDD of frames decoded freely: means over clips. tick() is called often."""
         losses, drifts = [], []
-        for target in _some(self.targets, VALIDATED):
+        for target in _some(self.targets, self.config.validated):
             tick()
             if target.clip.held_out.any():
                 frames = [target.clip.anchor, *np.flatnonzero(target.clip.held_out)]
                 losses.append(float(self.loss(network, target, frames, seed=0)[0]))
-            skeletons = []
-            for frame in [target.clip.anchor, *_shown(target.clip)]:
-                tick()
-                skeletons.append(self.decode(network, target, frame))
-            drifts.append(pjdd(skeletons, 0).index)
+            points = self._points(target, [target.clip.anchor, *_shown(target.clip)], seed=0)
+            found = generate_each(network, points, progress=lambda *_: tick())
+            drifts.append(pjdd([(one.joints, one.parents) for (one,) in found], 0).index)
         return {"loss": _mean(losses), "pjdd": _mean(drifts)}
-
-    def decode(self, network, target: SkeletonTarget, frame: int):
-        """Joints (J,3) and parents (J,) that a network writes for a frame, greedily."""
-        found = generate(network, self._points(target, [frame], seed=0))[0]
-        return found.joints, found.parents
 
     def _points(self, target, frames, seed):
         drawn = [target.clip.points(frame, SKELETON_POINTS, seed=4096 * seed + int(frame)) for frame in frames]
@@ -139,7 +132,7 @@ class SkinningStage:
         """The loss on held-out frames, and how much weights change from frame to frame: means over clips. tick() is
         called often."""
         losses, errors = [], []
-        for target in _some(self.targets, VALIDATED):
+        for target in _some(self.targets, self.config.validated):
             tick()
             if target.clip.held_out.any():
                 frames = [target.clip.anchor, *np.flatnonzero(target.clip.held_out)]
@@ -239,7 +232,7 @@ def fine_tune(
     progress=no_progress,
     state: FineTuneState | None = None,
     after_epoch: Callable[[FineTuneState], None] | None = None,
-    replay: Callable[[nn.Module, int], Tensor] | None = None,
+    replay: Callable[[nn.Module, int], Tensor | None] | None = None,
     average_gradients: Callable[[nn.Module], None] | None = None,
     part: tuple[int, int] = (0, 1),
     on_first: Callable[[Callable[[], dict]], dict] | None = None,
@@ -247,10 +240,10 @@ def fine_tune(
     """The student, in eval mode, and the figures of every epoch, the first of them the teacher's own.
 
     `state` goes on with an earlier run; `after_epoch` is called with the state, to save it or to show it. What
-    replay(student, step) gives is added to the loss of every step. Of several processes each takes its `part`, (which
-    one, of how many), `average_gradients` averages over all, and `on_first` calls a function in the first one and gives
-    all what it returned, so that they end together. `progress` is called before every step and may raise Cancelled; the
-    state is then whole. The teacher is never changed.
+    replay(student, step) gives is added to the loss of the step, where it gives anything. Of several processes each
+    takes its `part`, (which one, of how many), `average_gradients` averages over all, and `on_first` calls a function
+    in the first one and gives all what it returned, so that they end together. `progress` is called before every step
+    and may raise Cancelled; the state is then whole. The teacher is never changed.
     """
     state = state or begin(teacher, config)
     share = state.epoch / config.epochs
@@ -307,8 +300,8 @@ def _step(state: FineTuneState, stage, target, frames, config: FineTuneConfig, r
     device = next(state.student.parameters()).device.type
     with torch.autocast(device, torch.bfloat16, enabled=state.half):
         loss, terms = stage.loss(state.student, target, frames, seed=config.seed + 1 + state.step)
-        if replay:
-            again = replay(state.student, state.step)
+        again = replay(state.student, state.step) if replay else None
+        if again is not None:
             loss, terms = loss + again, {**terms, "replay": again.detach()}
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()
