@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import cache
 
 from .errors import SprigError
 
@@ -43,6 +44,7 @@ def resolve_device(name: str, *, double_precision: bool = False) -> str:
     return "cpu" if name == "mps" and double_precision else name
 
 
+@cache
 def half_pays() -> bool:
     """Whether this CPU multiplies matrices in bfloat16 much faster than in float32: some by five times, some not."""
     torch = load_torch()

@@ -23,7 +23,7 @@ from .clip import Clip
 from .per_sequence import STAGES, FineTuned, fine_tune_on
 from .train import FineTuneConfig
 
-METHOD = 1  # raised whenever the same settings would teach something else
+METHOD = 2  # raised whenever the same settings would teach something else
 MOST_FILES = 64
 MOST_BYTES = 2e9  # of all students together; ours take 20 MB, Puppeteer's one or two thousand
 
