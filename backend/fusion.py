@@ -91,8 +91,9 @@ def propose(
 ) -> Proposal:
     """The networks' rig of the anchor frame, or of several `candidates` the one that explains some frames best.
 
-    The first is the networks' own choice, every second of the others is drawn at `temperature` (DRAWN where that is 0),
-    the rest are their choices in frames that differ most, carried to the anchor frame.
+    The first is the networks' own choice, with fine-tuned networks the second is their teacher's. Every second of the
+    others is drawn at `temperature` (DRAWN where that is 0), the rest are the networks' choices in frames that differ
+    most, carried to the anchor frame.
     """
     edges = np.concatenate([prepared.edges, prepared.bridges])
     problem, centre, scale = make_problem(prepared.trajectories, edges, anchor)
@@ -103,11 +104,14 @@ def propose(
     if joints is not None and joints > networks.skeleton.most_joints:
         joints = None  # then the motion adds what the network cannot hold
     rigs, tried = [], []
-    for k, (frame, drawn) in enumerate(_looks(frames.tolist(), candidates, temperature)):
+    looks = [(networks, *look) for look in _looks(frames.tolist(), candidates, temperature)]
+    if networks.teacher and candidates > 1:
+        looks = [looks[0], (networks.teacher, anchor, False), *looks[1:-1]]
+    for k, (who, frame, drawn) in enumerate(looks):
         rig = rig_shape(
             shape[frame].astype(np.float64),
             prepared.faces,
-            networks,
+            who,
             joints=joints,
             temperature=(temperature or DRAWN) if drawn else 0.0,
             influences=influences,
@@ -118,7 +122,8 @@ def propose(
             places = carry_joints(rig.joints, rig.parents, rig.weights, shape[frame], shape[anchor][None])[0]
             rig = replace(rig, joints=places)
         rigs.append(rig)
-        tried.append({"frame": frame, "drawn": drawn, "joints": len(rig.parents)})
+        fine_tuned = who.teacher is not None
+        tried.append({"frame": frame, "drawn": drawn, "fine_tuned": fine_tuned, "joints": len(rig.parents)})
     if candidates == 1:
         return Proposal(rigs[0], tried)
     setting = make_setting(at_frames(problem, frames[:FEW_FRAMES]), 0, prepared.counts, influences)

@@ -52,7 +52,7 @@ class Networks:
     """The two networks on one device, None for one that was not loaded; `checkpoints` says which files they came from.
 
     `released`: those of "skeleton" and "skinning" that are Puppeteer's, or students of these. They are large and run in
-    bfloat16 on CUDA.
+    bfloat16 on CUDA. `teacher`: of students, the networks as they were before they were fine-tuned on the sequence.
     """
 
     skeleton: object
@@ -61,6 +61,7 @@ class Networks:
     checkpoints: dict
     warnings: tuple[str, ...]
     released: frozenset[str] = frozenset()
+    teacher: Networks | None = None
 
 
 def load_networks(skeleton_file=None, skinning_file=None, device: str = "cpu", kinds=KINDS) -> Networks:

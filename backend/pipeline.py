@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -249,4 +249,5 @@ def _fine_tuned(sequence, prepared, anchor: int, networks, options: RigOptions, 
 
     config = FineTuneConfig(epochs=options.finetune, seed=options.seed)
     clip = clip_of(prepared, sequence.name, anchor)
-    return networks_for(sequence, clip, networks, config, options.students, progress=progress)
+    students, warnings = networks_for(sequence, clip, networks, config, options.students, progress=progress)
+    return replace(students, teacher=networks), warnings

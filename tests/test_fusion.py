@@ -93,6 +93,15 @@ def test_networks_that_know_nothing(candidates, network_files):
     np.testing.assert_array_equal(again.weights, rig.weights)
 
 
+def test_a_student_proposes_beside_its_teacher(network_files):
+    sequence, *_ = chain(3, 16)
+    rig = rig_sequence(sequence, RigOptions(joints=3, candidates=3, finetune=1, **network_files))
+    proposals = rig_report(rig, source="x.npz", object_names=["x"], influences=4)["choice"]["proposals"]
+    assert [one["fine_tuned"] for one in proposals] == [True, False, True]
+    assert [one["drawn"] for one in proposals] == [False, False, True]
+    assert proposals[0]["frame"] == proposals[1]["frame"]
+
+
 def test_more_joints_than_the_network_can_hold(network_files):
     sequence, *_ = chain(4, 16)
     rig = rig_sequence(sequence, RigOptions(joints=14, **network_files))  # it holds 12
