@@ -26,7 +26,7 @@ from .motion.alternate import MotionFit, alternate, finish, in_scene_units
 from .motion.correct import correct, keep_still_weights
 from .motion.given import start_state
 from .motion.hierarchy import bone_matrices
-from .motion.noise import noise_level
+from .motion.noise import noise_level, steady_shape
 from .motion.problem import at_frames, diverse_frames, make_problem, moments, rmse
 from .motion.solver import Hints, make_setting, solve_motion
 from .skeletons import rotation_ranges
@@ -36,8 +36,7 @@ PREFERENCE = 1.2  # times the best cost: a candidate with more of the networks' 
 HOPELESS = 4.0  # times the best cost: a network's skeleton with more is not corrected, which would not make it the best
 SURE = 0.3  # confidence from which the network's joints draw the motion's to them
 SAME_JOINT = 0.03  # diagonals: a joint this near to one of the network's is as sure as that one
-NOISY = 2e-4  # diagonals: vertices that move at random by more are smoothed before the networks see them
-SMOOTH_JOINTS = 24  # of the rig whose rest shape that is
+NOISY = 2e-4  # diagonals: vertices that move at random by more are steadied before the networks see them
 INVISIBLE = 1e-4  # diagonals: smaller errors count as equal
 INSIDE = 0.5  # winding number
 STILL_COST = 1.02  # times the error: what the network's weights in still limbs may cost
@@ -99,8 +98,10 @@ def propose(
     problem, centre, scale = make_problem(prepared.trajectories, edges, anchor)
     frames = diverse_frames(problem, anchor, max(FEW_FRAMES, candidates))[0]
     shape = prepared.trajectories
-    if noise_level(problem) > NOISY:
-        shape = _without_noise(prepared, edges, anchor, shape)
+    noise = noise_level(problem)
+    if noise > NOISY:  # they look at normals
+        shape = np.array(shape)
+        shape[anchor] = steady_shape(prepared.trajectories, edges, anchor, noise * scale)
     if joints is not None and joints > networks.skeleton.most_joints:
         joints = None  # then the motion adds what the network cannot hold
     rigs, tried = [], []
@@ -149,14 +150,6 @@ def _looks(frames: list[int], candidates: int, temperature: float) -> list[tuple
     while len(looks) < candidates:
         looks.append((others.pop(0), False) if len(looks) % 2 == 0 and others else (anchor, True))
     return looks
-
-
-def _without_noise(prepared: Prepared, edges, anchor: int, shape):
-    """The trajectories with the anchor frame's shape as all frames together tell it: networks look at normals."""
-    fit = solve_motion(prepared.trajectories, edges, anchor, counts=prepared.counts, joints=SMOOTH_JOINTS)
-    shape = np.array(shape)
-    shape[anchor] = fit.rest
-    return shape
 
 
 def fuse(

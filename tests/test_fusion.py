@@ -132,6 +132,23 @@ def test_a_hopeless_network_is_not_corrected(monkeypatch):
         fuse(prepared, 0, rig, joints=3, tolerance=0.1)
 
 
+@pytest.mark.parametrize("percent, most", [(0.0, 1e-6), (0.5, 0.35)])
+def test_networks_see_a_shape_with_less_noise(percent, most, network_files, monkeypatch):
+    clean, *_ = chain(3, 30)
+    size = metrics.diagonal(clean.vertices[0])
+    noisy = metrics.with_noise(clean.vertices, percent, size) if percent else clean.vertices
+    prepared, seen, real = prepare(MeshSequence(noisy, clean.faces)), [], fusion.rig_shape
+
+    def rig_shape(shape, *arguments, **options):
+        seen.append(shape)
+        return real(shape, *arguments, **options)
+
+    monkeypatch.setattr(fusion, "rig_shape", rig_shape)
+    propose(prepared, 0, load_networks(*network_files.values()), joints=4)
+    off = 100 / size * np.sqrt(((seen[0][prepared.vertex_map] - clean.vertices[0]) ** 2).sum(1).mean())
+    assert off < most
+
+
 def test_merged_joints_leave_their_weights_to_those_above():
     rig = NetworkRig(np.zeros((4, 3)), np.array([-1, 0, 1, 2]), np.eye(4), np.ones(4), ())
     start = fusion._start_weights(rig, np.array([0, 2, -1]))  # joint 1 and 3 are merged, one is new

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from sprig.backend import metrics
@@ -12,7 +13,7 @@ from sprig.backend.surface import edges
 
 torch = load_torch()
 
-from sprig.backend.motion.noise import noise_level  # noqa: E402
+from sprig.backend.motion.noise import noise_level, steady_shape  # noqa: E402
 from sprig.backend.motion.problem import make_problem  # noqa: E402
 
 from .creatures import chain  # noqa: E402
@@ -31,6 +32,16 @@ def test_noise_is_told_from_motion(percent, frames):
     _, noisy, _ = noisy_chain(percent, frames=frames)
     level = noise_level(make_problem(noisy.vertices, edges(noisy.faces), 0)[0])
     assert 100 * level == pytest.approx(percent, rel=0.3 if frames == 8 else 0.1)  # 24 singular values say less
+
+
+@pytest.mark.parametrize("percent, most", [(0.1, 0.09), (0.5, 0.3)])  # the patches of a tube that bends bend, too
+def test_all_frames_together_tell_a_steadier_shape(percent, most):
+    clean, noisy, size = noisy_chain(percent)
+    shape = steady_shape(noisy.vertices, edges(noisy.faces), 4, percent / 100 * size)
+    off = 100 / size * np.sqrt(((shape - clean.vertices[4]) ** 2).sum(axis=1).mean())
+    assert off < most
+    alone = steady_shape(noisy.vertices[4:5], edges(noisy.faces), 0, percent / 100 * size)
+    np.testing.assert_allclose(alone, noisy.vertices[4], atol=1e-6 * size)  # one frame says nothing more
 
 
 def test_without_noise_there_is_none():
