@@ -11,12 +11,13 @@ from sprig.backend.device import load_torch
 
 torch = load_torch()
 
-from sprig.backend import fusion  # noqa: E402
-from sprig.backend.fusion import PREFERENCE, Candidate, _looks, choose, fuse  # noqa: E402
-from sprig.backend.learned import NetworkRig  # noqa: E402
+from sprig.backend import fusion, metrics  # noqa: E402
+from sprig.backend.fusion import PREFERENCE, Candidate, _looks, choose, fuse, propose  # noqa: E402
+from sprig.backend.learned import NetworkRig, load_networks  # noqa: E402
 from sprig.backend.motion.solver import solve_motion  # noqa: E402
 from sprig.backend.pipeline import RigOptions, rig_sequence  # noqa: E402
 from sprig.backend.report import rig_report  # noqa: E402
+from sprig.backend.sequence import MeshSequence  # noqa: E402
 from sprig.backend.surface import prepare  # noqa: E402
 
 from .creatures import chain  # noqa: E402
