@@ -331,6 +331,20 @@ def moving(seed, **changes):
     return replace(made, motion=motion, **changes)
 
 
+def test_generated_creatures_as_sequences():
+    clip = finetune.made_clip(7, Namespace(anchor="first", most_frames=5))
+    made = creature(7)
+    assert len(clip.frames) == 5 and clip.anchor == 0 and clip.has_poses
+    motion = finetune.random_motion(made, 40, np.random.default_rng(0))
+    np.testing.assert_array_equal(motion[:, 0], np.tile(np.eye(4), (40, 1, 1)))  # the root stays
+    for joint, parent in enumerate(made.parents[1:], 1):
+        place = np.append(made.joints[joint], 1)
+        np.testing.assert_allclose(motion[:, joint] @ place, motion[:, parent] @ place, atol=1e-5)  # no joint comes off
+        turn = np.swapaxes(motion[:, parent, :3, :3], 1, 2) @ motion[:, joint, :3, :3]
+        angle = np.degrees(np.arccos(np.clip((np.trace(turn, axis1=1, axis2=2) - 1) / 2, -1, 1)))
+        assert angle.max() < finetune.BENDS.bend_leaf + 0.1
+
+
 def test_bank_characters_as_sequences(tmp_path):
     never = sorted(validation_rigs())[0]
     made = [moving(k, name=f"snake_{k}", rig_id="aaaa0000", licence="CC0-1.0") for k in range(3)]

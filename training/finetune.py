@@ -4,7 +4,8 @@
     torchrun --nproc-per-node 8 -m sprig.training.finetune RUN SEQUENCES...
 
 Losses, stages and the loop are those of backend/finetune. What is added here: folders of sequences, of which bad ones
-are passed over; rig-bank characters as further sequences; state and log of a long run; several processes; and replay.
+are passed over; rig-bank characters and generated creatures as further sequences; state and log of a long run; several
+processes; and replay.
 
 Replay keeps what the networks know of other characters. Fine-tuning shows them a few characters, each with one right
 answer; nothing in the paper's losses asks that all the others get the rigs they got before. So every other step also
@@ -29,6 +30,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from ..backend.device import load_torch
 
@@ -64,15 +66,17 @@ from ..backend.learned import KINDS, SKELETON_POINTS, Networks, load_networks  #
 from ..backend.sequence import MeshSequence  # noqa: E402
 from ..backend.skeleton.tokens import EOS, PAD  # noqa: E402
 from . import loop, pretrain_skeleton, pretrain_skinning  # noqa: E402
-from .augment import in_order, in_pieces, to_tokens  # noqa: E402
+from .augment import AugmentConfig, in_order, in_pieces, to_tokens  # noqa: E402
 from .character import Character  # noqa: E402
 from .rigbank import read_rigbank, split, validation_clips  # noqa: E402
+from .synthesize import creature  # noqa: E402
 
 STUDENT, TARGET_FILES = "student.safetensors", "targets"
 STAGES = {"skeleton": SkeletonStage, "skinning": SkinningStage}
 NEED_BLENDER = (".fbx", ".glb", ".gltf", ".usd", ".usda", ".usdc", ".dae", ".blend")
 REPLAYED = {"skeleton": 4, "skinning": 2}  # characters that a step looks back at
 REPLAY_SHARES = {"skeleton": 4.0, "skinning": 0.5}  # of its loss in a stage's: skeletons are forgotten, weights hardly
+BENDS = AugmentConfig()  # how far joints of generated creatures turn
 REPLAY_EVERY = 2  # steps; with more, or more characters, replay takes most of the time
 MADE = 256  # different characters made on the spot for it
 SKELETON_RATE = 8e-4  # highest; at 2e-4 twenty clips are not learned in a dozen epochs, at this rate in nine
@@ -101,6 +105,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--lora", type=int, default=default.lora, metavar="RANK", help="of updates; 0: all weights")
     parser.add_argument("--replay", type=float, default=1.0, metavar="TIMES", help="how much replay counts; 0: none")
     parser.add_argument("--bank-clips", type=int, default=0, metavar="N", help="characters of the banks as sequences")
+    parser.add_argument("--made-clips", type=int, default=0, metavar="N", help="generated creatures as sequences")
     loop.data_arguments(parser, made=MADE)
     return parser
 
@@ -177,6 +182,37 @@ def character_clip(character: Character, options) -> Clip:
     posed = [linear_blend_skinning(character.vertices, character.weights, pose) for pose in character.motion[poses]]
     sequence = MeshSequence.from_world(np.stack([character.vertices, *posed]), character.faces)
     return teaching(_clip(sequence, character.name, options))
+
+
+def made_clip(seed: int, options) -> Clip:
+    """A generated creature: at rest, then in random poses. Raises SprigError."""
+    made = creature(seed)
+    motion = random_motion(made, max(options.most_frames - 1, 1), np.random.default_rng(seed))
+    return character_clip(replace(made, motion=motion), options)
+
+
+def random_motion(character: Character, poses: int, random) -> np.ndarray:
+    """Poses (P,J,4,4) float32 in which every joint but the root turns by a random angle, as in pre-training: most at
+    the ends of limbs, and of some poses all of it less."""
+    depth = np.zeros(len(character.parents), dtype=int)
+    below = np.zeros_like(depth)
+    for joint, parent in enumerate(character.parents[1:], 1):
+        depth[joint] = depth[parent] + 1
+    for joint in range(len(depth) - 1, 0, -1):
+        parent = character.parents[joint]
+        below[parent] = max(below[parent], below[joint] + 1)
+    limit = np.radians(BENDS.bend_root + (BENDS.bend_leaf - BENDS.bend_root) * depth / np.maximum(depth + below, 1))
+    axes = random.standard_normal((poses, len(depth), 3))
+    axes /= np.linalg.norm(axes, axis=-1, keepdims=True)
+    angles = limit * random.random((poses, len(depth))) * random.random((poses, 1))
+    turn = Rotation.from_rotvec((angles[..., None] * axes).reshape(-1, 3)).as_matrix().reshape(poses, -1, 3, 3)
+    motion = np.tile(np.eye(4, dtype=np.float32), (poses, len(depth), 1, 1))
+    for joint, parent in enumerate(character.parents[1:], 1):
+        local = np.tile(np.eye(4), (poses, 1, 1))
+        local[:, :3, :3] = turn[:, joint]
+        local[:, :3, 3] = character.joints[joint] - turn[:, joint] @ character.joints[joint]
+        motion[:, joint] = motion[:, parent] @ local
+    return motion
 
 
 # ---- what the teacher says of them
@@ -285,6 +321,8 @@ def jobs_of(options, networks: Networks) -> tuple[list[Job], list[Path]]:
         for one in bank_characters(options.bank, options.bank_clips, options.licence, options.seed):
             made_from = {"character": one.name, "poses": len(one.motion), **shared}
             jobs.append(Job(one.name, made_from, lambda one=one: character_clip(one, options)))
+    for seed in range(options.made_clips):
+        jobs.append(Job(f"creature_{seed}", {"creature": seed, **shared}, lambda seed=seed: made_clip(seed, options)))
     return jobs, [path for path in paths if path.suffix.lower() in NEED_BLENDER]
 
 
@@ -510,7 +548,9 @@ def main(command: list[str] | None = None) -> None:
     for line in problems:
         tell(line)
     if not taught:
-        raise SprigError("There is nothing left to fine-tune on; give sequences that can be read, or --bank-clips.")
+        raise SprigError(
+            "There is nothing left to fine-tune on; give sequences that can be read, --bank-clips or --made-clips."
+        )
     source, replay = None, lambda kind: None
     if options.replay > 0 or options.bank:  # a bank also says what becomes of static quality
         source = loop.Source(options, place, heat="skinning" in stages)
