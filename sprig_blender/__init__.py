@@ -12,7 +12,7 @@ def register(package: str):
     """
     import bpy
 
-    from . import dependencies, jobs, operators, panel, preferences, problems, properties
+    from . import dependencies, jobs, operators, panel, preferences, preview, problems, properties
 
     global _undo
     with ExitStack() as undo:
@@ -25,6 +25,8 @@ def register(package: str):
         undo.callback(preferences.unregister)
         panel.register()
         undo.callback(panel.unregister)
+        preview.register()
+        undo.callback(preview.unregister)
         dependencies.register(package)
         undo.callback(dependencies.unregister)
         dependencies.use_folder(preferences.libraries_folder(bpy.context))

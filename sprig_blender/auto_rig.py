@@ -17,13 +17,14 @@ import bpy
 import numpy as np
 
 from ..backend.errors import Cancelled, SprigError
+from ..backend.rig import Rig
 from ..backend.sequence import MeshSequence
 from . import dependencies, preferences
 from .jobs import Job, Step, Steps
 from .read_sequence import SequenceReader
 from .students import student_of, with_student
 from .what_moves import is_animated
-from .write_armature import MARK, WrittenRig, sources_of, write_armature
+from .write_armature import MARK, WrittenRig, result_of, sources_of, write_armature
 
 READING_SLICE = 0.05  # seconds of reading frames between two looks at the window's events
 READ, SOLVED = 0.15, 0.97  # progress at which reading ends, and solving
@@ -47,12 +48,8 @@ def chosen_meshes(context) -> list[bpy.types.Object]:
 
 def result_for(thing: bpy.types.Object) -> bpy.types.Object | None:
     """The armature of ours that `thing` belongs to: as itself, as one of its meshes, or as what it was made from."""
-    for collection in bpy.data.collections:
-        if MARK in collection:
-            objects, sources = list(collection[MARK]["objects"]), list(collection[MARK]["sources"])
-            if thing in objects or thing in sources:
-                return objects[0]
-    return None
+    result = result_of(thing)
+    return None if result is None else result[MARK]["objects"][0]
 
 
 def frame_numbers(scene: bpy.types.Scene) -> range:
@@ -100,26 +97,62 @@ def rig_choices(context) -> dict[str, Any]:
 
 def steps(context, cancel: threading.Event, patience: float) -> Steps:
     """Rig what is chosen, step by step (see jobs.LongOperator.steps)."""
+    computed = yield from compute(context, cancel, patience)
+    return (yield from write(context, computed, cancel))
+
+
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """A rig that is not written yet, and what writing it takes; nothing of it belongs to Blender.
+
+    identities: the objects that were read, in object_id order; corrective: whether shape keys are wanted as well;
+    root_motion: what carries the travel; seconds: what it took so far.
+    """
+
+    rig: Rig
+    sequence: MeshSequence
+    identities: tuple[Identity, ...]
+    scene_uid: int
+    corrective: bool
+    root_motion: str
+    seconds: float
+
+
+def compute(context, cancel: threading.Event, patience: float) -> Generator[Step, None, Computed]:
+    """Read and solve what is chosen, step by step; nothing is written."""
     started = time.perf_counter()
     sources = chosen_meshes(context)
     check_meshes(sources, may_be_still=context.scene.sprig.skeleton == "learned")
     scene, numbers, choices = context.scene, frame_numbers(context.scene), rig_choices(context)
-    wants_corrective = scene.sprig.corrective
+    corrective, root_motion = scene.sprig.corrective, scene.sprig.root_motion
     student = None if choices["skeleton"] == "motion" else student_of(sources)
-    identities = [Identity.of(source) for source in sources]
+    identities = tuple(Identity.of(source) for source in sources)
     scene_uid = scene.session_uid
     sequence = yield from read_frames(context, sources, numbers, cancel)
 
     with Job(lambda progress: _solve(sequence, choices, student, progress), cancel) as job:
         while job.wait(patience):
             yield Step(READ + (SOLVED - READ) * job.fraction, job.text)
-    rig = job.result()
+    seconds = time.perf_counter() - started
+    return Computed(job.result(), sequence, identities, scene_uid, corrective, root_motion, seconds)
 
-    started += yield from ready_to_write(context, scene_uid, cancel)
-    sources = [identity.find(context) for identity in identities]
-    corrective = sequence if wants_corrective else None
-    written = write_armature(context, rig, sources, sequence.object_id, corrective=corrective)
-    remember(written, rig, sequence, time.perf_counter() - started)
+
+def write(
+    context, computed: Computed, cancel: threading.Event, since: str = "while it was rigged"
+) -> Generator[Step, None, str]:
+    """Write a computed rig into its scene as soon as that is possible, and say in a sentence how it went.
+
+    since: words for the time in which the objects may have changed.
+    """
+    started = time.perf_counter()
+    started += yield from ready_to_write(context, computed.scene_uid, cancel)
+    sources = [identity.find(context, since) for identity in computed.identities]
+    rig, sequence = computed.rig, computed.sequence
+    corrective = sequence if computed.corrective else None
+    written = write_armature(
+        context, rig, sources, sequence.object_id, corrective=corrective, root_motion=computed.root_motion
+    )
+    remember(written, rig, sequence, computed.seconds + time.perf_counter() - started)
     result = written.armature.sprig
     return f"{written.armature.name}: {result.joints} joints, RMSE {result.rmse:.3f} %, in {result.seconds:.1f} s"
 
@@ -216,14 +249,12 @@ class Identity:
         counts = len(mesh.vertices), len(mesh.edges), len(mesh.polygons)
         return cls(source.session_uid, source.name, counts, hash(corners.tobytes()))
 
-    def find(self, context) -> bpy.types.Object:
-        """The object as it is now; SprigError when it is gone or its mesh is another."""
+    def find(self, context, since: str = "while it was rigged") -> bpy.types.Object:
+        """The object as it is now; SprigError when it is gone or its mesh is another; `since` as for `write`."""
         for source in context.scene.objects:
             if source.session_uid == self.uid:
                 now = self.of(source)
                 if (now.counts, now.topology) != (self.counts, self.topology):
-                    raise SprigError(
-                        f"The mesh of {source.name!r} was edited while it was rigged; run the rigging again."
-                    )
+                    raise SprigError(f"The mesh of {source.name!r} was edited {since}; run the rigging again.")
                 return source
-        raise SprigError(f"{self.name!r} was deleted while it was rigged; undo that and run the rigging again.")
+        raise SprigError(f"{self.name!r} was deleted {since}; undo that and run the rigging again.")

@@ -39,6 +39,7 @@ OUT_SUFFIXES = (".blend", ".glb", ".fbx", ".usdc", ".npz")
 SKELETON_SOURCES = ("auto", "learned", "motion")  # the pipeline's, which loads numpy
 FITS = ("both", "weights", "motion")  # backend/armature.py's, likewise
 NAMES = ("sprig", "unity", "unreal", "mixamo", "rigify")  # backend/name_presets.py's, for the same reason
+ROOT_MOTIONS = ("hips", "root", "object")  # backend/root_motion.py's
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "elephant_walk.abc"
 MAX_SEED = 2**32 - 1  # what every random generator accepts
 MAX_EPOCHS = 1000  # a slip of the finger is more
@@ -50,7 +51,7 @@ OF_THE_NETWORKS = {
 }  # fmt: skip
 OF_MADE_SKELETONS = {  # options that mean nothing for bones that are there, with the values that ask for nothing
     "--joints": None, "--tolerance": 0.1, "--stretch": "off", "--names": "sprig", "--candidates": 1,
-    "--temperature": 0.0, "--finetune": 0, "--checkpoint-skeleton": None,
+    "--root-motion": "hips", "--temperature": 0.0, "--finetune": 0, "--checkpoint-skeleton": None,
 }  # fmt: skip
 OF_GIVEN_SKELETONS = {"--fit": "both", "--rest-frame": None}
 EPOCHS = 12  # of `sprig finetune`, FineTuneConfig's own
@@ -297,6 +298,13 @@ def _add_rigging(parser):
         "--names", choices=NAMES, default="sprig", help="of the joints; all but sprig are for humanoids (sprig)"
     )
     parser.add_argument(
+        "--root-motion",
+        choices=ROOT_MOTIONS,
+        default="hips",
+        help="what carries the horizontal travel: hips, the root joint; root, one more bone on the ground below it; "
+        "object, the armature itself (hips)",
+    )
+    parser.add_argument(
         "--candidates", type=_number(int, 1), default=1, metavar="N", help="skeletons to choose from (1)"
     )
     parser.add_argument("--temperature", type=_number(float, 0), default=0.0, metavar="T", help="of the decoder (0)")
@@ -496,7 +504,7 @@ def _headless():
     if importlib.util.find_spec("bpy") is None:
         raise SprigError(
             "Only .npz, .abc, .mdd, .pc2, .anime, .bin and folders to .npz work without Blender; for the rest "
-            "pip install sprig[bpy], or run it inside Blender as blender -c sprig."
+            "install SPRig with its extra bpy, or run it inside Blender as blender -c sprig."
         )
     from . import headless
 
@@ -525,6 +533,8 @@ def _rig(options, console: Console):
         raise SprigError(f"{options.out} has no suffix that can be written; give one of {' '.join(OUT_SUFFIXES)}.")
     if several and options.out.suffix.lower() == ".usdc":
         raise SprigError(f"{options.out} could hold one animation only; give .blend, .glb, .fbx or .npz for several.")
+    if options.root_motion == "object" and options.out.suffix.lower() == ".npz":
+        raise SprigError(f"{options.out} holds no objects, so --root-motion object does not apply; give hips or root.")
     if options.preview and options.preview.suffix.lower() != ".png":
         raise SprigError(f"{options.preview} should be a .png file; the preview is written as PNG.")
     report = _rig_and_write(options, [options.out], console)
@@ -563,6 +573,7 @@ def _rig_and_write(options, outputs: list[Path], console: Console) -> dict:
         from ..backend.formats.npz import write_rig
         from ..backend.pipeline import rig_sequence
         from ..backend.report import peak_memory_mb, rig_report
+        from ..backend.root_motion import with_root_bone
 
         load_torch()  # the pipeline's own import comes later, but is no part of the run's memory
         imports = peak_memory_mb()
@@ -579,17 +590,18 @@ def _rig_and_write(options, outputs: list[Path], console: Console) -> dict:
 
         started = time.perf_counter()
         console.progress(0.85, "Writing")
+        carried = with_root_bone(rig) if options.root_motion == "root" else rig
         for path in arrays:
-            write_rig(pending[path], rig)
+            write_rig(pending[path], carried)
         if wants_scene:
-            scene = headless.RiggedScene.build(rig, sequence, sources, own)
+            scene = headless.RiggedScene.build(rig, sequence, sources, own, options.root_motion)
             for path in scenes:
                 scene.export(pending[path])
             if options.preview:
                 console.progress(0.95, "Drawing the preview")
                 scene.render(pending[options.preview])
         report = rig_report(
-            rig,
+            carried,
             source=", ".join(map(str, options.input)),
             clip_sources=options.input,
             object_names=sequence.object_names,
@@ -882,7 +894,9 @@ def _inspection(sequence: MeshSequence, source) -> dict:
 def _evaluation():
     """The module behind `sprig evaluate`; SprigError where it is not installed."""
     if importlib.util.find_spec("..training", __package__) is None:
-        raise SprigError("sprig evaluate needs the training package, which the add-on lacks; pip install sprig.")
+        raise SprigError(
+            "sprig evaluate needs the training package, which the add-on lacks; install SPRig from its checkout."
+        )
     _check_libraries()
     from ..training import evaluate
 

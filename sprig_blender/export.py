@@ -2,37 +2,68 @@
 
 Everything is exported from a scene made for the purpose, whose frame rate and range are the rig's. So keys land on
 whole frames, other objects are neither evaluated nor written, and the user's scene stays as it is.
+
+Game engines differ in how they read one and the same format:
+* Unity takes a file's unit from its header. With FBX_SCALE_ALL that says metres, and objects keep a scale of 1.
+* Unreal leaves an armature out that is called Armature (since 4.24) and makes any other its root bone. So ours is
+  called that in the file, unless it carries the travel itself: then it is the root bone, and is called so.
+  FBX_SCALE_NONE says centimetres, Unreal's own, whether or not units are converted on import.
+* Godot reads glTF, whose animations should start at 0 s.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import bpy
 
 from ..backend.errors import SprigError
+from .compat import curves_of
 from .console import PendingFiles, writing_error
 from .write_armature import MADE_FROM_SEQUENCE, WrittenRig
 
 ZSTD_START, ZSTD_END = bytes.fromhex("28b52ffd"), bytes.fromhex("b1ea928f")  # of a compressed .blend (seekable format)
 
 
-def export(path, context, written: WrittenRig, *, sources):
+@dataclass(frozen=True)
+class Engine:
+    """What a game engine takes: a format, settings of its exporter beside our own, and names for the armature."""
+
+    title: str
+    suffix: str
+    settings: dict = field(default_factory=dict)
+    armature: str | None = None  # None: its own
+    travelling_armature: str | None = None  # where it carries the travel
+
+
+ENGINES = {
+    "UNITY": Engine("Unity", ".fbx", {"apply_scale_options": "FBX_SCALE_ALL"}),
+    "UNREAL": Engine("Unreal", ".fbx", {"apply_scale_options": "FBX_SCALE_NONE"}, "Armature", "root"),
+    "GODOT": Engine("Godot", ".glb", {"export_anim_slide_to_zero": True}),
+}
+
+
+def export(path, context, written: WrittenRig, *, sources=(), engine: Engine | None = None):
     """Write the result to `path`, in the format of its suffix, replacing what is there.
 
     A .blend also holds the source objects, hidden, unless they only stood in for a file. The file appears under its
     name when it is complete. SprigError for another suffix, a place that cannot be written, or a full disk.
+    engine: the game engine that it is for, whose format the suffix has to be.
     """
     path = Path(path)
+    if engine is not None and path.suffix.lower() != engine.suffix:
+        raise SprigError(f"{path} should end in {engine.suffix}, which is what {engine.title} takes; rename it.")
     if path.suffix.lower() not in FORMATS:
         raise SprigError(f"{path.name} has no suffix that can be written; choose one of {', '.join(FORMATS)}.")
     _check_exporter(path.suffix.lower())
-    with PendingFiles() as files, _scene_of(context, written) as scene:
+    settings = {} if engine is None else engine.settings
+    with PendingFiles() as files, _scene_of(context, written) as scene, _called_for(engine, written.armature):
         pending = files.add(path)
         with context.temp_override(scene=scene, view_layer=scene.view_layers[0]):
             try:
-                FORMATS[path.suffix.lower()](pending, scene, written, sources)
+                FORMATS[path.suffix.lower()](pending, scene, written, sources, settings)
             except (OSError, RuntimeError) as error:
                 if isinstance(error, OSError) and error.errno:
                     raise writing_error(error, path) from error
@@ -74,9 +105,35 @@ def _scene_of(context, written: WrittenRig):
         yield scene
     finally:
         bpy.data.scenes.remove(scene)
+        written.armature.update_tag(refresh={"OBJECT", "DATA", "TIME"})  # the user's scene shows a frame of its own
+        context.view_layer.update()
 
 
-def _write_blend(path: Path, scene, written: WrittenRig, sources):
+def _called_for(engine: Engine | None, armature):
+    """The armature has the name that the engine expects meanwhile."""
+    if engine is None or engine.armature is None:
+        return nullcontext()
+    travels = any(curve.data_path == "location" for curve in curves_of(armature))
+    return _called(armature, engine.travelling_armature if travels else engine.armature)
+
+
+@contextmanager
+def _called(thing, name: str):
+    """An object has another name meanwhile, and who had it gives it away so long."""
+    before = thing.name
+    others = [one for one in bpy.data.objects if one.name == name and one.library is None and one != thing]
+    for other in others:
+        other.name = f"{name} (not exported)"
+    thing.name = name
+    try:
+        yield
+    finally:
+        thing.name = before
+        for other in others:
+            other.name = name
+
+
+def _write_blend(path: Path, scene, written: WrittenRig, sources, _settings):
     """A file of this scene and what it needs; caches, images and libraries by paths relative to it."""
     for thing in (written.armature, *written.meshes):
         scene.collection.objects.unlink(thing)  # they come with their collection, by which a later run finds them
@@ -90,7 +147,7 @@ def _write_blend(path: Path, scene, written: WrittenRig, sources):
     bpy.data.libraries.write(str(path), {scene}, path_remap="RELATIVE", compress=True)
 
 
-def _write_glb(path: Path, scene, written: WrittenRig, sources):
+def _write_glb(path: Path, scene, written: WrittenRig, _sources, settings):
     if len(written.actions) == 1:
         animation = {
             "export_animation_mode": "ACTIVE_ACTIONS",  # not every action of the file
@@ -110,10 +167,12 @@ def _write_glb(path: Path, scene, written: WrittenRig, sources):
         export_influence_nb=4,
         export_all_influences=_most_influences(written) > 4,
         export_extras=True,  # the bones' evidence
+        **settings,
     )
 
 
-def _write_fbx(path: Path, scene, written: WrittenRig, sources):
+def _write_fbx(path: Path, scene, written: WrittenRig, _sources, settings):
+    scene.name = written.action.name  # what a single animation is called in the file
     with _unmuted(written.armature):
         EXPORTERS[".fbx"](
             filepath=str(path),
@@ -126,6 +185,7 @@ def _write_fbx(path: Path, scene, written: WrittenRig, sources):
             bake_anim_use_all_actions=False,
             bake_anim_step=1.0,
             bake_anim_simplify_factor=0.0,
+            **settings,
         )
 
 
@@ -142,7 +202,7 @@ def _unmuted(armature):
             track.mute = True
 
 
-def _write_usd(path: Path, scene, written: WrittenRig, sources):
+def _write_usd(path: Path, scene, written: WrittenRig, _sources, _settings):
     settings = {
         "filepath": str(path),
         "export_animation": True,

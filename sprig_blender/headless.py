@@ -161,16 +161,21 @@ class RiggedScene:
 
     @classmethod
     def build(
-        cls, rig: Rig, sequence: MeshSequence, sources: list | None, own: OwnArmature | None = None
+        cls,
+        rig: Rig,
+        sequence: MeshSequence,
+        sources: list | None,
+        own: OwnArmature | None = None,
+        root_motion: str = "hips",
     ) -> RiggedScene:
         """Add the rig to the scene of its sources; None stands for a sequence from a file without a scene.
 
-        own: the armature in that scene whose bones the rig has.
+        own: the armature in that scene whose bones the rig has; root_motion: as for write_armature.
         """
         if sources is None:
             _empty_scene()
             sources = mesh_from_sequence(bpy.context, sequence)
-        written = write_armature(bpy.context, rig, sources, sequence.object_id, own=own)
+        written = write_armature(bpy.context, rig, sources, sequence.object_id, own=own, root_motion=root_motion)
         return cls(written, sources, rig, sequence, own)
 
     def export(self, path) -> None:

@@ -1,13 +1,14 @@
 """The operators: thin doors to auto_rig.py and dependencies.py, and the small buttons around them."""
 
+import os
 from pathlib import Path
 
 import bpy
-from bpy.props import IntProperty, StringProperty
+from bpy.props import BoolProperty, EnumProperty, IntProperty, StringProperty
 from bpy.types import Operator
 
 from ..backend.errors import SprigError
-from . import auto_rig, dependencies, finetune, fit_armature, jobs, preferences, problems, students
+from . import auto_rig, dependencies, finetune, fit_armature, hand_over, jobs, preferences, preview, problems, students
 from .jobs import Job, LongOperator, Step
 
 
@@ -46,6 +47,58 @@ class SPRIG_OT_auto_rig_sequence(_OnSequence, Operator):
 
     def steps(self, context, cancel, patience):
         return auto_rig.steps(context, cancel, patience)
+
+
+class SPRIG_OT_preview(_OnSequence, Operator):
+    """Rig the selected animated meshes as Auto-Rig does, but only draw the rig over them until it is applied"""
+
+    bl_idname = "sprig.preview"
+    bl_label = "Preview"
+    title = "Preview"
+
+    def steps(self, context, cancel, patience):
+        return preview.steps(context, cancel, patience)
+
+
+class SPRIG_OT_apply_preview(LongOperator, Operator):
+    """Write the rig that is previewed, as Auto-Rig does; nothing is computed again"""
+
+    bl_idname = "sprig.apply_preview"
+    bl_label = "Apply"
+    bl_options = {"REGISTER", "UNDO"}
+    title = "Apply Preview"
+
+    @classmethod
+    def poll(cls, context):
+        if _waits(cls):
+            return False
+        if preview.current() is None:
+            cls.poll_message_set("There is no preview; press Preview first")
+        elif context.mode != "OBJECT":
+            cls.poll_message_set("Switch to Object Mode first")
+        elif preview.current().computed.scene_uid != context.scene.session_uid:
+            cls.poll_message_set("The preview belongs to another scene; switch to that one")
+        else:
+            return True
+        return False
+
+    def steps(self, context, cancel, patience):
+        return preview.apply_steps(context, cancel, patience)
+
+
+class SPRIG_OT_discard_preview(Operator):
+    """End the preview; nothing was written, so nothing is left of it"""
+
+    bl_idname = "sprig.discard_preview"
+    bl_label = "Discard"
+
+    @classmethod
+    def poll(cls, _context):
+        return preview.current() is not None
+
+    def execute(self, _context):
+        preview.discard()
+        return {"FINISHED"}
 
 
 class SPRIG_OT_fit_armature(_OnSequence, Operator):
@@ -236,6 +289,127 @@ class SPRIG_OT_go_to_frame(Operator):
         return {"FINISHED"}
 
 
+class _OnResult:
+    """What is done at once with a rig of ours has in common: `work` does it and returns the sentence for the user."""
+
+    @classmethod
+    def poll(cls, context):
+        if _waits(cls):
+            return False
+        if context.mode != "OBJECT":
+            cls.poll_message_set("Switch to Object Mode first")
+        elif hand_over.chosen_result(context) is None:
+            cls.poll_message_set("Select a rig that SPRig made, or what it was made from")
+        else:
+            return True
+        return False
+
+    def execute(self, context):
+        problems.forget()
+        try:
+            self.report({"INFO"}, self.work(context, hand_over.chosen_result(context)))
+            return {"FINISHED"}
+        except SprigError as error:
+            self.report({"ERROR"}, problems.expected(error))
+        except Exception as error:  # a bug of ours
+            self.report({"ERROR"}, problems.unexpected(self.bl_label, error))
+        return {"CANCELLED"}
+
+
+class SPRIG_OT_compare(_OnResult, Operator):
+    """Show the rig's meshes, the meshes that it was made from, or both; renders always show the rig"""
+
+    bl_idname = "sprig.compare"
+    bl_label = "Compare"
+    bl_options = {"REGISTER", "UNDO"}
+
+    view: EnumProperty(
+        name="View",
+        description="What is shown",
+        items=(
+            ("NEXT", "Next", "What comes after what is shown: the rig, the source, both"),
+            ("RIG", "Rig", "The meshes that the rig moves"),
+            ("SOURCE", "Source", "The meshes that the rig was made from"),
+            ("BOTH", "Both", "The source, and over it the rig's meshes as wires"),
+        ),
+        default="NEXT",
+        options={"SKIP_SAVE"},
+    )
+
+    def work(self, context, result):
+        return hand_over.compare(context, result, None if self.view == "NEXT" else self.view)
+
+
+class SPRIG_OT_clean_up(_OnResult, Operator):
+    """Take away all that SPRig made for this rig, and show again what it was made from"""
+
+    bl_idname = "sprig.clean_up"
+    bl_label = "Clean Up"
+    bl_options = {"REGISTER", "UNDO"}
+
+    def work(self, context, result):
+        return hand_over.clean_up(context, result)
+
+
+class SPRIG_OT_check_export(_OnResult, Operator):
+    """Look for what game engines would stumble over, such as uneven scale or vertices that nothing moves"""
+
+    bl_idname = "sprig.check_export"
+    bl_label = "Check for Export"
+    bl_options = {"REGISTER", "UNDO"}
+
+    def work(self, context, result):
+        count = len(hand_over.check(context, result))
+        return f"Found {count} thing{'s' if count > 1 else ''} to repair" if count else "Ready for export"
+
+
+class SPRIG_OT_export_game(_OnResult, Operator):
+    """Write this rig, its meshes and its animation for a game engine, and nothing else of the scene"""
+
+    bl_idname = "sprig.export_game"
+    bl_label = "Export to Game Engine"
+
+    engine: EnumProperty(
+        name="Engine",
+        description="Which game engine the file is for",
+        items=(
+            ("UNITY", "Unity", "FBX in metres, whose objects keep a scale of 1"),
+            ("UNREAL", "Unreal", "FBX in centimetres, with an armature that is no bone"),
+            ("GODOT", "Godot, glTF", "glTF, whose animations start at 0 s"),
+        ),
+        default="UNITY",
+    )
+    filepath: StringProperty(name="File", description="Where the file is written", subtype="FILE_PATH")
+    filter_glob: StringProperty(
+        name="Filter",
+        description="Which files the file browser shows",
+        default="*.fbx;*.glb",
+        options={"HIDDEN", "SKIP_SAVE"},
+    )
+    check_existing: BoolProperty(
+        name="Check Existing",
+        description="Whether the file browser warns of a file that is there",
+        default=True,
+        options={"HIDDEN", "SKIP_SAVE"},
+    )
+
+    def invoke(self, context, _event):
+        self.filepath = str(hand_over.export_path(hand_over.chosen_result(context), self.engine))
+        context.window_manager.fileselect_add(self)
+        return {"RUNNING_MODAL"}
+
+    def check(self, _context):
+        """The suffix follows the engine."""
+        if not os.path.basename(self.filepath):
+            return False
+        path = str(hand_over.with_suffix(Path(self.filepath), self.engine))
+        changed, self.filepath = path != self.filepath, path
+        return changed
+
+    def work(self, context, result):
+        return hand_over.export_game(context, result, bpy.path.abspath(self.filepath), self.engine)
+
+
 class SPRIG_OT_copy_report(Operator):
     """Copy versions and traceback of the last failure to the clipboard, to send them to the developers"""
 
@@ -270,6 +444,9 @@ class SPRIG_OT_dismiss_problem(Operator):
 
 CLASSES = (
     SPRIG_OT_auto_rig_sequence,
+    SPRIG_OT_preview,
+    SPRIG_OT_apply_preview,
+    SPRIG_OT_discard_preview,
     SPRIG_OT_fit_armature,
     SPRIG_OT_finetune_sequence,
     SPRIG_OT_forget_student,
@@ -278,6 +455,10 @@ CLASSES = (
     SPRIG_OT_uninstall_backend,
     SPRIG_OT_cancel,
     SPRIG_OT_go_to_frame,
+    SPRIG_OT_compare,
+    SPRIG_OT_clean_up,
+    SPRIG_OT_check_export,
+    SPRIG_OT_export_game,
     SPRIG_OT_copy_report,
     SPRIG_OT_dismiss_problem,
 )

@@ -165,11 +165,16 @@ def keep_locks(source, mesh):
             mesh.vertex_groups[group.name].lock_weight = True
 
 
-def keep_action(armature):
-    """The artist's action stays in the file even where nothing else uses it."""
+def keep_action(armature) -> bpy.types.Action | None:
+    """The artist's action stays in the file even where nothing else uses it; returned if that needed our help."""
     animation = armature.animation_data
-    if animation is not None and animation.action is not None and animation.action.library is None:
-        animation.action.use_fake_user = True
+    if animation is None or animation.action is None:
+        return None
+    action = animation.action
+    if action.library is not None or action.use_fake_user:
+        return None
+    action.use_fake_user = True
+    return action
 
 
 # ---- reading

@@ -3,10 +3,11 @@
 import bpy
 from bpy.types import Panel
 
-from . import auto_rig, dependencies, drawing, jobs, preferences, problems, students
+from . import auto_rig, dependencies, drawing, hand_over, jobs, preferences, preview, problems, students
 
 RIG_OPERATOR = "sprig.auto_rig_sequence"
 FINETUNE_OPERATOR = "sprig.finetune_sequence"
+PREVIEW_OPERATOR = "sprig.preview"
 FIT_OPERATOR = "sprig.fit_armature"
 
 
@@ -40,8 +41,11 @@ class SPRIG_PT_main(Panel):
             row = layout.row()
             row.scale_y = 1.6
             row.operator(RIG_OPERATOR, icon="ARMATURE_DATA")
+            layout.operator(PREVIEW_OPERATOR, icon="HIDE_OFF")
+        _draw_preview(layout, context)
         _draw_problem(layout)
         _draw_result(layout, context)
+        _draw_hand_over(layout, context)
 
 
 def _draw_chosen(layout, context) -> None:
@@ -128,6 +132,7 @@ def _draw_advanced(layout, context) -> None:
     column.column(heading="Rest Shape").prop(settings, "rest_correction", text="Correct")
     column.column(heading="Bones").prop(settings, "stretch", text="May Stretch")
     column.column(heading="Residual").prop(settings, "corrective", text="As Shape Keys")
+    column.prop(settings, "root_motion")
     column.prop(settings, "seed")
     ours = preferences.of_this_addon(context)
     if ours:
@@ -144,6 +149,34 @@ def _draw_fine_tuning(layout, context) -> None:
         row.operator("sprig.forget_student", text="", icon="X", emboss=False)
     else:
         layout.operator(FINETUNE_OPERATOR, icon="MOD_ARMATURE")
+
+
+def _draw_preview(layout, context) -> None:
+    """What is previewed, how it is drawn, and how to go on."""
+    shown = preview.current()
+    if shown is None:
+        return
+    settings, rig = context.scene.sprig, shown.computed.rig
+    box = layout.box()
+    box.label(text=f"Preview of {shown.name}", icon="HIDE_OFF")
+    column = box.column(align=True)
+    _draw_figure(column, "Joints", f"{len(rig.skeleton)}")
+    _draw_figure(column, "RMSE", f"{rig.rmse:.3f} %")
+    _draw_figure(
+        column, "This Frame", f"{rig.rmse_per_frame[shown.overlay.position(context.scene.frame_current)]:.3f} %"
+    )
+    column = box.column()
+    column.prop(settings, "preview_bones")
+    if settings.preview_bones != "NONE":
+        column.prop(settings, "preview_bone_color")
+    column.prop(settings, "preview_surface")
+    if settings.preview_surface == "WEIGHTS":
+        column.prop(settings, "preview_joint", icon="BONE_DATA")
+    elif settings.preview_surface == "ERROR":
+        _draw_figure(column, "Lightest", f"{shown.overlay.error_limit:.3g} % and more")
+    row = box.row(align=True)
+    row.operator("sprig.apply_preview", icon="CHECKMARK")
+    row.operator("sprig.discard_preview", icon="X")
 
 
 def _draw_problem(layout) -> None:
@@ -180,6 +213,27 @@ def _draw_result(layout, context) -> None:
         drawing.draw_paragraph(box, warning, icon="ERROR")
 
 
+def _draw_hand_over(layout, context) -> None:
+    """What can be done with the rig that the selection belongs to."""
+    result = hand_over.chosen_result(context)
+    body = _section(layout, "SPRIG_PT_hand_over", "Hand Over") if result else None
+    if body is None:
+        return
+    row = body.row(align=True)
+    shown = hand_over.view_of(context, result)
+    for view, title in hand_over.VIEWS.items():
+        row.operator("sprig.compare", text=title, depress=view == shown).view = view
+    body.operator("sprig.check_export", icon="CHECKMARK")
+    armature = hand_over.armature_of(result)
+    if armature is not None and armature.sprig.checked:
+        for finding in armature.sprig.findings.splitlines():
+            drawing.draw_paragraph(body, finding, icon="ERROR")
+        if not armature.sprig.findings:
+            body.label(text="Ready for export")
+    body.operator("sprig.export_game", icon="EXPORT")
+    body.operator("sprig.clean_up", icon="TRASH")
+
+
 def _figure_row(layout, name: str):
     """A row with the name on the left, as wide as the names of properties; returns the right part."""
     split = layout.split(factor=0.4)
@@ -202,6 +256,7 @@ def draw_menu_entry(self, _context) -> None:
     """In Object > Animation."""
     self.layout.separator()
     self.layout.operator(RIG_OPERATOR, icon="ARMATURE_DATA")
+    self.layout.operator(PREVIEW_OPERATOR, icon="HIDE_OFF")
     self.layout.operator(FIT_OPERATOR, icon="OUTLINER_OB_ARMATURE")
 
 

@@ -21,8 +21,9 @@ import bpy
 import numpy as np
 
 from ..backend.errors import SprigError
-from ..backend.kinematics import bone_frames, linear_blend_skinning
+from ..backend.kinematics import linear_blend_skinning
 from .console import PendingFiles, writing_error
+from .looks import SHORTEST_SCALE, heat, joint_colors, linear, octahedra
 from .skinned_mesh import mesh_from_arrays
 
 WIDTH, HEIGHT = 1920, 1080
@@ -30,18 +31,13 @@ MARGIN = 48
 SMALL, MEDIUM, LARGE = 19, 24, 40  # heights of text
 BACKGROUND, FLOOR, INK, QUIET = "#15171C", "#2A2E37", "#F2F3F5", "#A3A9B4"
 BONE, JOINT = "#F7F4EA", "#FFB547"
-# Dark violet over red to pale yellow: lightness rises evenly, so the picture also reads in grey.
-HEAT = ("#2A1E5C", "#6A1F7B", "#A92B70", "#DE4968", "#F8765C", "#FEBB81", "#FCFDBF")
 FEWEST_POSES, MOST_POSES = 3, 5
 TURN, TILT = np.radians(35), np.radians(14)  # of the three-quarter view: to the side, and from above
 BACK, FRONT = -2e4, 2e4  # depths of the background and of the skeletons; a character seen end-on is less deep
 KEY = np.array([-0.45, 0.60, 0.66])  # direction of the key light in the picture: from the upper left, in front
 CREASE = np.radians(50)  # sharper edges are shaded as edges
-CHROMA = 0.13  # of the joints' colours: strong, and inside sRGB for nearly all hues
-SHORTEST_SCALE = 1e-3  # per cent; below this the heat map would show float32 rounding in glowing colours
 MAX_FRAMES_COMPARED, VERTICES_COMPARED = 200, 500  # when the poses to show are chosen
 MATERIAL = "SPRig preview"
-OCTAHEDRON = np.array([[1, 0, 2], [2, 0, 3], [3, 0, 4], [4, 0, 1], [5, 1, 2], [5, 2, 3], [5, 3, 4], [5, 4, 1]])
 PROBE_SECONDS = 60
 WORKBENCH_SAMPLES, CYCLES_SAMPLES = "8", 8
 
@@ -115,7 +111,7 @@ def _lay_out(sheet, rig, sequence):
     view = _view(rig)
     seams = _seams(rig.rest_vertices)
     shape_of = cache(lambda f: linear_blend_skinning(rig.rest_vertices, rig.weights, rig.motion[f]) @ view.T)
-    weights = rig.weights @ _joint_colors(len(rig.skeleton))
+    weights = rig.weights @ joint_colors(len(rig.skeleton))
     per_vertex, worst_errors = _errors(rig, sequence)
 
     def draw(frames, boxes, colors, labels, *, bones: bool):
@@ -146,9 +142,9 @@ def _lay_out(sheet, rig, sequence):
     draw(poses, upper.columns(len(poses)), [weights] * len(poses), [f"Frame {number[f]}" for f in poses], bones=True)
 
     limit = _round_up(max(np.percentile(np.concatenate([per_vertex, worst_errors]), 99), SHORTEST_SCALE))
-    heat = [_heat(values / limit) for values in (per_vertex, worst_errors)]
+    errors = [heat(values / limit) for values in (per_vertex, worst_errors)]
     labels = ["Error over all frames", f"Error in the worst frame, {number[worst]}"]
-    draw([anchor, worst], lower.columns(2), heat, labels, bones=False)
+    draw([anchor, worst], lower.columns(2), errors, labels, bones=False)
     _draw_scale(sheet, _Box(lower.left + lower.width + 30, lower.bottom + 40, 20, lower.height - 80), limit)
 
 
@@ -163,7 +159,7 @@ def _caption(rig, sequence) -> str:
 def _draw_scale(sheet, box: _Box, limit: float):
     """The colour scale of the heat maps with its three labels."""
     levels = np.linspace(0, 1, 33)
-    for low, color in zip(levels[:-1], _heat(levels[:-1] + 1 / 64), strict=True):
+    for low, color in zip(levels[:-1], heat(levels[:-1] + 1 / 64), strict=True):
         sheet.rectangle(_Box(box.left, box.bottom + low * box.height, box.width, box.height / 32 + 0.5), color)
     for level in (0.0, 0.5, 1.0):
         height = box.bottom + level * box.height - SMALL / 3
@@ -240,35 +236,6 @@ def _round_up(value: float) -> float:
 # --- colours and light -------------------------------------------------------------------------------------------
 
 
-def _linear(color) -> np.ndarray:
-    """Linear RGB (3,) of a hex colour."""
-    value = np.array([int(color[k : k + 2], 16) for k in (1, 3, 5)]) / 255
-    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-
-
-def _joint_colors(count: int) -> np.ndarray:
-    """Linear RGB (J,3): hues a golden angle apart, so that joints next to each other differ, in two lightnesses.
-
-    From OKLCh (Ottosson 2020, "A perceptual color space for image processing"), so all hues look equally strong.
-    """
-    hue = 2 * np.pi * (0.07 + np.arange(count) * 0.618034)
-    lightness = np.where(np.arange(count) % 2, 0.80, 0.68)
-    lab = np.stack([lightness, CHROMA * np.cos(hue), CHROMA * np.sin(hue)], axis=1)
-    cones = lab @ np.array([[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728],
-                            [1, -0.0894841775, -1.2914855480]]).T  # fmt: skip
-    rgb = cones**3 @ np.array([[4.0767416621, -3.3077115913, 0.2309699292],
-                               [-1.2684380046, 2.6097574011, -0.3413193965],
-                               [-0.0041960863, -0.7034186147, 1.7076147010]]).T  # fmt: skip
-    return rgb.clip(0.02, 1)
-
-
-def _heat(values) -> np.ndarray:
-    """Linear RGB (...,3) of errors, 1 and more being the end of the scale."""
-    stops = np.array([_linear(color) for color in HEAT])
-    place = np.clip(values, 0, 1) * (len(stops) - 1)
-    return np.stack([np.interp(place, np.arange(len(stops)), stops[:, c]) for c in range(3)], axis=-1)
-
-
 def _light(normals) -> np.ndarray:
     """Brightness (...,1) of surfaces with these unit normals: a key light from the upper left, sky and a soft rim.
 
@@ -332,14 +299,11 @@ class _Sheet:
         """Octahedra from heads to tails (J,3) and a ball at each head, in front of everything else."""
         length = np.linalg.norm(tails - heads, axis=1, keepdims=True)
         width = np.clip(0.09 * length, 3.5 * thickness, 11 * thickness)
-        frames = bone_frames(heads, tails)
-        side, up, waist = width * frames[:, :3, 0], width * frames[:, :3, 2], 0.85 * heads + 0.15 * tails
-        corners = np.stack([heads, waist + side, waist + up, waist - side, waist - up, tails], axis=1)  # (J,6,3)
-        apart = corners[:, OCTAHEDRON].reshape(-1, 3) + [0, 0, FRONT]  # every face with corners of its own: facets
+        apart = octahedra(heads, tails, width).reshape(-1, 3) + [0, 0, FRONT]
         ids = np.arange(len(apart))
-        self.surface(apart, ids.reshape(-1, 3), np.tile(_linear(BONE), (len(apart), 1)), ids)
+        self.surface(apart, ids.reshape(-1, 3), np.tile(linear(BONE), (len(apart), 1)), ids)
         for head in heads:
-            self.disc(head + [0, 0, FRONT + 20], 4.2 * thickness, _linear(JOINT), _linear(JOINT))
+            self.disc(head + [0, 0, FRONT + 20], 4.2 * thickness, linear(JOINT), linear(JOINT))
 
     def disc(self, centre, radius, inner, outer, squash: float = 1.0):
         """A disc, or an ellipse lying down, from one colour in the middle to another at the edge."""
@@ -362,10 +326,10 @@ class _Sheet:
         near = shape[shape[:, 1] < low + 0.3 * np.ptp(shape[:, 1])]
         centre = np.array([(near[:, 0].min() + near[:, 0].max()) / 2, low + 0.04 * np.ptp(shape[:, 1]), BACK + 2])
         radius = 0.62 * max(np.ptp(near[:, 0]), 0.5 * np.ptp(shape[:, 0]))
-        self.disc(centre, radius, _linear(FLOOR), _linear(BACKGROUND), squash=0.34)
+        self.disc(centre, radius, linear(FLOOR), linear(BACKGROUND), squash=0.34)
 
     def rectangle(self, box: _Box, color, depth: float = 0.0):
-        color = _linear(color) if isinstance(color, str) else color
+        color = linear(color) if isinstance(color, str) else color
         corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * [box.width, box.height] + [box.left, box.bottom]
         vertices = np.column_stack([corners, np.full(4, depth)])
         self.triangles(vertices, np.array([[0, 1, 2], [0, 2, 3]]), np.tile(color, (4, 1)))
@@ -383,7 +347,7 @@ class _Sheet:
         points *= min(1.0, width / np.ptp(points[:, 0]))
         mesh.vertices.foreach_set("co", (points + [x, y, 0]).astype(np.float32).ravel())
         attribute = mesh.color_attributes.new("Color", "FLOAT_COLOR", "CORNER")
-        attribute.data.foreach_set("color", np.tile([*_linear(color), 1], len(mesh.loops)).astype(np.float32))
+        attribute.data.foreach_set("color", np.tile([*linear(color), 1], len(mesh.loops)).astype(np.float32))
         mesh.materials.clear()
         self._add(mesh)
 

@@ -4,11 +4,18 @@ import bpy
 from bpy.props import BoolProperty, EnumProperty, FloatProperty, IntProperty, PointerProperty, StringProperty
 from bpy.types import PropertyGroup
 
+from . import preview
+
 
 def _begin_with_the_scene(settings, _context) -> None:
     """A range of one's own begins as the scene's, until it is edited."""
     if settings.range_mode == "CUSTOM" and not settings.is_property_set("frame_end"):
         settings.frame_start, settings.frame_end = settings.id_data.frame_start, settings.id_data.frame_end
+
+
+def _joints_of_the_preview(_settings, _context, _typed):
+    """The names to choose from."""
+    return preview.current().computed.rig.skeleton.names if preview.current() else ()
 
 
 def _is_armature(_settings, thing) -> bool:
@@ -155,6 +162,16 @@ class SPRIG_PG_settings(PropertyGroup):
         description="Add what the bones leave over as one shape key per frame, for cloth and faces; makes files large",
         default=False,
     )
+    root_motion: EnumProperty(
+        name="Root Motion",
+        description="What carries the character's horizontal travel; a fitted armature of your own stays as it is",
+        items=(
+            ("hips", "Hips", "The root joint, as the motion gives it"),
+            ("root", "Root Bone", "One more bone, called root, on the ground below the character"),
+            ("object", "Object", "The location of the armature itself"),
+        ),
+        default="hips",
+    )
     own_armature: PointerProperty(
         name="Armature",
         description="The armature whose bones are fitted; empty for the one that is active or that moves the mesh",
@@ -185,6 +202,41 @@ class SPRIG_PG_settings(PropertyGroup):
         description="Frame in which the mesh has the armature's rest pose; it has to be one of the frames read",
         default=1,
     )
+    preview_bones: EnumProperty(
+        name="Bones",
+        description="How the previewed bones are drawn",
+        items=(
+            ("STICKS", "Sticks", "As lines that fade from the bone's head to its tail"),
+            ("OCTAHEDRA", "Octahedra", "As solid bones"),
+            ("NONE", "None", "Not at all"),
+        ),
+        default="STICKS",
+    )
+    preview_bone_color: EnumProperty(
+        name="Colour",
+        description="What the colours of the previewed bones mean",
+        items=(
+            ("PLAIN", "Plain", "Nothing, all bones are alike"),
+            ("CONFIDENCE", "Confidence", "How sure the network was of the joint: light for sure, grey for not known"),
+            ("MOTION", "Motion", "How far the joint turns: light for 90° and more, grey where that is not seen"),
+        ),
+        default="PLAIN",
+    )
+    preview_surface: EnumProperty(
+        name="Surface",
+        description="What is drawn on the surface that the previewed rig moves",
+        items=(
+            ("NONE", "None", "Nothing, only the mesh itself is seen"),
+            ("WEIGHTS", "Weights", "The skin weights of a joint, or all joints in colours of their own"),
+            ("ERROR", "Error", "How far every vertex is from where the sequence has it on this frame"),
+        ),
+        default="NONE",
+    )
+    preview_joint: StringProperty(
+        name="Joint",
+        description="Joint whose skin weights are drawn; empty for all joints in colours of their own",
+        search=_joints_of_the_preview,
+    )
     seed: IntProperty(name="Seed", description="Of every random choice; the same seed gives the same rig", min=0)
 
 
@@ -204,6 +256,8 @@ class SPRIG_PG_result(PropertyGroup):
     anchor_frame: IntProperty(name="Rest Pose", description="The frame whose shape is the rest pose")
     seconds: FloatProperty(name="Time", description="Seconds from the button to the rig")
     warnings: StringProperty(name="Warnings", description="What the user should know, one sentence a line")
+    checked: BoolProperty(name="Checked", description="Whether the rig was checked for export")
+    findings: StringProperty(name="Findings", description="What game engines would stumble over, one sentence a line")
     student: StringProperty(
         name="Student", description="File of the networks that were fine-tuned on this mesh; empty for none"
     )

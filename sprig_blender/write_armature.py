@@ -15,7 +15,7 @@ Choices a reader would question:
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import bpy
 import numpy as np
@@ -26,13 +26,16 @@ from ..backend.kinematics import with_rolls_of
 from ..backend.naming import PARTS, Anatomy, read_anatomy
 from ..backend.rig import Rig
 from ..backend.rolls import rest_frames
+from ..backend.root_motion import horizontal_travel, with_root_bone, without_travel
 from ..backend.sequence import MeshSequence
 from .compat import assign, channels_for, new_curve, new_strip
 from .own_armature import OwnArmature, copy_armature, keep_action, keep_locks, local_poses, rotation_channel
 from .skinned_mesh import copy_at_rest, mesh_from_arrays, pruned, write_vertex_groups
 
 FRAME_RATE = "sprig_frame_rate"  # on an action that is one of several: frames per second
-MARK = "sprig_result"  # on our collection: {"objects": [...], "sources": [...]}
+# On our collection: {"objects": [armature, ...], "sources", "actions", "fps", "anchor_frame"} and of a fitted armature
+# {"armature", "kept"}, the artist's own and its action if we saw to it that it stays in the file.
+MARK = "sprig_result"
 MADE_FROM_SEQUENCE = "sprig_made_from_sequence"  # on meshes that stand in for a source that is no Blender object
 NEAR_ORIGIN = 3.0  # diagonals: closer to the world's origin float32 still resolves 1e-6 of the character
 SHORTEST_BONE = 1e-3  # diagonals; shorter could be neither seen nor picked, and its direction would be rounding noise
@@ -74,6 +77,7 @@ class _Placed:
     frames: np.ndarray | None  # (J,4,4) rest matrices, None where the bones are there
     lengths: np.ndarray | None  # (J,)
     motion: np.ndarray  # (F,J,4,4)
+    travel: np.ndarray | None  # (F,3) of the armature itself, None where it stays
     rest_vertices: np.ndarray  # (V,3)
     diagonal: float
 
@@ -86,6 +90,7 @@ def write_armature(
     *,
     corrective: MeshSequence | None = None,
     own: OwnArmature | None = None,
+    root_motion: str = "hips",
 ) -> WrittenRig:
     """Add the rig to the scene: armature, skinned copies of `sources`, actions; the sources are kept and hidden.
 
@@ -93,6 +98,8 @@ def write_armature(
     corrective: the sequence of one clip that the rig was made from; what the bones leave over becomes one shape key per
     frame.
     own: the artist's armature whose bones the rig has; the result gets a copy of it, and it is hidden.
+    root_motion: what carries the horizontal travel of bones that we make (see root_motion.py): the root joint ("hips"),
+    a bone more ("root") or the armature ("object").
     An earlier result for these sources is replaced. Scene range and frame rate are left alone. SprigError, and an
     unchanged scene, when the objects no longer fit the rig.
     """
@@ -101,8 +108,12 @@ def write_armature(
         raise SprigError("The rig and the objects do not belong together; run the rigging again on these objects.")
     if corrective is not None and corrective.vertices.shape[:2] != (len(rig.motion), len(rig.rest_vertices)):
         raise SprigError("The corrective shape keys need the very sequence that the rig was made from.")
-    anatomy = read_anatomy(rig.skeleton.joints, rig.skeleton.parents)
-    placed = _place(rig, anatomy) if own is None else _place_at(rig, own.world)
+    anatomy, parents = read_anatomy(rig.skeleton.joints, rig.skeleton.parents), rig.skeleton.parents
+    if own is None:
+        rig, travel = _carried(_with_frames(rig, anatomy), root_motion)
+        placed = _place(rig, travel)
+    else:
+        placed = _place_at(rig, own.world)
     if context.mode != "OBJECT":
         bpy.ops.object.mode_set(mode="OBJECT")
     selection = list(context.selected_objects), context.view_layer.objects.active
@@ -111,7 +122,9 @@ def write_armature(
         if own is None:
             armature = _make_armature(context, collection, placed)
             names = _make_bones(context, armature, rig.skeleton, placed)
-            _collect_bones(armature, names, rig.skeleton.parents, anatomy)
+            _collect_bones(armature, names[len(names) - len(parents) :], parents, anatomy)
+            if root_motion == "root":
+                _set_apart(armature, names[0])
             _describe_bones(armature, names, rig)
             keyed = np.ones(len(names), dtype=bool)
         else:
@@ -132,28 +145,37 @@ def write_armature(
             if own is not None:
                 keep_locks(source, meshes[-1])
         actions = _write_actions(armature, names, keyed, rig, placed)
+        made = list(actions)
         if corrective is not None:
-            residual = _rest_space_residual(
-                placed, weights, corrective.vertices + (corrective.origin - placed.location)
-            )
+            there = placed.location if placed.travel is None else placed.location + placed.travel[:, None]
+            residual = _rest_space_residual(placed, weights, corrective.vertices + (corrective.origin - there))
             for k, mesh in enumerate(meshes):
-                _write_corrective_keys(mesh, residual[:, object_id == k], rig.frame_numbers)
+                made.append(_write_corrective_keys(mesh, residual[:, object_id == k], rig.frame_numbers))
     except BaseException:
         _remove_collection(collection)
-        _select(context, *selection)
+        select(context, *selection)
         raise
     remove_previous(context, sources)
     lasting = [source for source in sources if MADE_FROM_SEQUENCE not in source]
-    collection[MARK] = {"objects": [armature, *meshes], "sources": lasting}
+    anchor_frame = int(rig.frame_numbers[rig.anchor])
+    collection[MARK] = {
+        "objects": [armature, *meshes],
+        "sources": lasting,
+        "actions": made,
+        "fps": float(rig.fps),
+        "anchor_frame": anchor_frame,
+    }
     if own is not None:
         collection[MARK]["armature"] = own.armature
-        keep_action(own.armature)
+        kept = keep_action(own.armature)
+        if kept is not None:
+            collection[MARK]["kept"] = kept
         _hide(context, own.armature)
     _name_result(sources, collection, armature, meshes, actions, rig.clips)
     for source in sources:
         _hide(context, source)
-    _select(context, [armature], armature)
-    return WrittenRig(armature, tuple(meshes), actions, int(rig.frame_numbers[rig.anchor]), rig.fps)
+    select(context, [armature], armature)
+    return WrittenRig(armature, tuple(meshes), actions, anchor_frame, rig.fps)
 
 
 def remove_previous(context, sources: list):
@@ -161,11 +183,23 @@ def remove_previous(context, sources: list):
     for collection in list(bpy.data.collections):
         made_from = list(collection[MARK]["sources"]) if MARK in collection else []
         if any(source in sources for source in made_from):
-            own = collection[MARK].get("armature")
-            _remove_collection(collection)
-            for source in (*made_from, own):
-                if source is not None and source not in sources:
-                    _show(context, source)
+            remove_result(context, collection, hidden=sources)
+
+
+def remove_result(context, collection, hidden=()):
+    """Remove a result of ours; what it was made from is shown again, but for what is in `hidden`."""
+    mark = collection[MARK]
+    made_from, kept = [*mark["sources"], mark.get("armature")], mark.get("kept")
+    _remove_collection(collection)
+    for source in made_from:
+        if source is None or source in hidden:
+            continue
+        if source.users == 0:  # the user deleted it, and only our mark held it
+            bpy.data.objects.remove(source)
+        else:
+            _show(context, source)
+    if kept is not None:
+        kept.use_fake_user = False
 
 
 def sources_of(thing) -> list:
@@ -174,6 +208,41 @@ def sources_of(thing) -> list:
         if MARK in collection and thing in list(collection[MARK]["objects"]):
             return [source for source in collection[MARK]["sources"] if source is not None]
     return []
+
+
+def result_of(thing) -> bpy.types.Collection | None:
+    """The collection of our result that `thing` belongs to: as its armature, a mesh of it, or what it was made from."""
+    for collection in bpy.data.collections:
+        if MARK in collection and thing in [*collection[MARK]["objects"], *collection[MARK]["sources"]]:
+            return collection
+    return None
+
+
+def read_result(context, collection) -> WrittenRig:
+    """What a result of ours is now, with what its armature plays now, at the scene's rate; meshes may be fewer.
+
+    SprigError when the armature, its animation or all its meshes are gone.
+    """
+    armature, *meshes = collection[MARK]["objects"]
+    if armature is None or not in_view_layer(context, armature):
+        raise SprigError(
+            f"The armature of {collection.name!r} is not in this view layer; undo its deletion, or show its collection."
+        )
+    meshes = tuple(mesh for mesh in meshes if mesh is not None and in_view_layer(context, mesh))
+    if not meshes:
+        raise SprigError(
+            f"The meshes of {armature.name!r} are not in this view layer; undo their deletion, or show the collection."
+        )
+    animation = armature.animation_data
+    strips = [strip for track in animation.nla_tracks for strip in track.strips] if animation else []
+    actions = tuple(strip.action for strip in strips if strip.action and FRAME_RATE in strip.action)
+    if not actions:
+        actions = (animation.action,) if animation and animation.action else ()
+    if not actions:
+        raise SprigError(f"{armature.name!r} has no action; assign one in the Action Editor, or rig again.")
+    render = context.scene.render
+    anchor_frame = collection[MARK].get("anchor_frame", context.scene.frame_start)
+    return WrittenRig(armature, meshes, actions, anchor_frame, render.fps / render.fps_base)
 
 
 def mesh_from_sequence(context, sequence: MeshSequence) -> list:
@@ -231,7 +300,25 @@ def evaluated_positions(mesh, depsgraph) -> np.ndarray:
 # --- placing -----------------------------------------------------------------------------------------------------
 
 
-def _place(rig: Rig, anatomy: Anatomy) -> _Placed:
+def _with_frames(rig: Rig, anatomy: Anatomy) -> Rig:
+    """The rig whose bones have the rest matrices that are written: with rolls of their own, where they have some."""
+    skeleton = rig.skeleton
+    frames = rest_frames(skeleton.joints, skeleton.tails, skeleton.parents, anatomy)
+    if skeleton.frames is not None:
+        frames = with_rolls_of(skeleton.frames, frames)
+    return replace(rig, skeleton=replace(skeleton, frames=frames))
+
+
+def _carried(rig: Rig, root_motion: str) -> tuple[Rig, np.ndarray | None]:
+    """The rig as it moves within its armature, and what the armature itself travels (F,3)."""
+    if root_motion == "root":
+        return with_root_bone(rig), None
+    if root_motion == "object":
+        return without_travel(rig), horizontal_travel(rig)
+    return rig, None
+
+
+def _place(rig: Rig, travel: np.ndarray | None) -> _Placed:
     """Move the rig from its origin to a location that float32 holds exactly, and settle the bones' lengths."""
     diagonal = float(np.linalg.norm(np.ptp(rig.rest_vertices.astype(np.float64), axis=0)))
     near = np.linalg.norm(rig.origin) <= NEAR_ORIGIN * diagonal
@@ -239,14 +326,11 @@ def _place(rig: Rig, anatomy: Anatomy) -> _Placed:
     shift = rig.origin - location
     motion = rig.motion.copy()  # conjugated with the shift: x -> M (x - shift) + shift
     motion[..., :3, 3] += shift - motion[..., :3, :3] @ shift
-    joints, tails = rig.skeleton.joints, rig.skeleton.tails
-    frames = rest_frames(joints, tails, rig.skeleton.parents, anatomy)
-    if rig.skeleton.frames is not None:
-        frames = with_rolls_of(rig.skeleton.frames, frames)
+    frames = rig.skeleton.frames.copy()
     frames[:, :3, 3] += shift
     shortest = max(SHORTEST_BONE * diagonal, SHORTEST_BONE_IN_BLENDER)
-    lengths = np.maximum(np.linalg.norm(tails - joints, axis=1), shortest)
-    return _Placed(location, frames, lengths, motion, rig.rest_vertices + shift, diagonal)
+    lengths = np.maximum(np.linalg.norm(rig.skeleton.tails - rig.skeleton.joints, axis=1), shortest)
+    return _Placed(location, frames, lengths, motion, travel, rig.rest_vertices + shift, diagonal)
 
 
 def _place_at(rig: Rig, world) -> _Placed:
@@ -255,7 +339,7 @@ def _place_at(rig: Rig, world) -> _Placed:
     into[:3, 3] += into[:3, :3] @ rig.origin
     rest = rig.rest_vertices.astype(np.float64) @ into[:3, :3].T + into[:3, 3]
     motion = into @ rig.motion @ np.linalg.inv(into)
-    return _Placed(world[:3, 3], None, None, motion, rest, float(np.linalg.norm(np.ptp(rest, axis=0))))
+    return _Placed(world[:3, 3], None, None, motion, None, rest, float(np.linalg.norm(np.ptp(rest, axis=0))))
 
 
 def _moves_by_itself(own: OwnArmature, rig: Rig, placed: _Placed) -> np.ndarray:
@@ -323,6 +407,12 @@ def _collect_bones(armature, names, parents, anatomy: Anatomy):
                     collection.assign(armature.data.bones[name])
 
 
+def _set_apart(armature, name: str):
+    """The bone that only carries the others moves no vertex, and is in a collection of its own."""
+    armature.data.bones[name].use_deform = False
+    armature.data.collections.new("Root").assign(armature.data.bones[name])
+
+
 def _describe_bones(armature, names, rig: Rig):
     """The motion's evidence for each bone, as custom properties that show in the bone's panel."""
     for j, name in enumerate(names):
@@ -346,7 +436,7 @@ def _make_skin(context, collection, armature, source, rest_vertices, weights, na
 
 def _write_actions(armature, names, keyed, rig: Rig, placed: _Placed) -> tuple:
     """An action for each clip: keys of rotation on the `keyed` bones (J,), of location on roots and on joints that
-    translate against their parent in any clip. The first one is assigned."""
+    translate against their parent in any clip, and on the armature where it travels. The first one is assigned."""
     basis = local_poses(armature, names, placed.motion, rig.skeleton.parents)
     quaternions = _rotation_to_quaternion(basis[..., :3, :3])
     moves = np.linalg.norm(basis[..., :3, 3], axis=-1).max(axis=0) > TRANSLATION_TOLERANCE * placed.diagonal
@@ -363,6 +453,8 @@ def _write_actions(armature, names, keyed, rig: Rig, placed: _Placed) -> tuple:
                 _write_curves(channels, path + "location", name, numbers, places[:, j])
             turn, values = rotation_channel(armature.pose.bones[name].rotation_mode, turns[:, j])
             _write_curves(channels, path + turn, name, numbers, values)
+        if placed.travel is not None:
+            _write_curves(channels, "location", "Object Transforms", numbers, placed.location + placed.travel[rows])
         if rig.clips:
             _keep_as_strip(armature, action, rig.clips[len(actions)].fps, rig.fps)
         actions.append(action)
@@ -449,7 +541,7 @@ def _rest_space_residual(placed: _Placed, weights, targets) -> np.ndarray:
 
 
 def _write_corrective_keys(mesh, residual, frame_numbers):
-    """One relative shape key per frame, worth 1 at its frame and 0 at the keys beside it."""
+    """One relative shape key per frame, worth 1 at its frame and 0 at the keys beside it; returns their action."""
     mesh.shape_key_add(name="Basis")
     rest = np.empty((len(mesh.data.vertices), 3), dtype=np.float32)
     mesh.data.vertices.foreach_get("co", rest.ravel())
@@ -463,6 +555,7 @@ def _write_corrective_keys(mesh, residual, frame_numbers):
         values = (np.arange(len(frame_numbers)) == f)[near, None].astype(np.float32)
         path = f'key_blocks["{bpy.utils.escape_identifier(block.name)}"].value'
         _write_curves(channels, path, "Corrective", frame_numbers[near], values)
+    return action
 
 
 # --- scene housekeeping ------------------------------------------------------------------------------------------
@@ -471,7 +564,7 @@ def _write_corrective_keys(mesh, residual, frame_numbers):
 @contextmanager
 def _edit_mode(context, active):
     """Edit Mode on one object and no other; Object Mode again afterwards, whatever happens."""
-    _select(context, [active], active)
+    select(context, [active], active)
     bpy.ops.object.mode_set(mode="EDIT")
     try:
         yield
@@ -492,7 +585,8 @@ def _without_refinement(meshes):
             modifier.show_viewport = True
 
 
-def _select(context, objects, active):
+def select(context, objects, active):
+    """Select these objects and no others, and make one active."""
     for other in context.selected_objects:
         other.select_set(False)
     for chosen in objects:
@@ -533,42 +627,49 @@ def _name_result(sources, collection, armature, meshes, actions, clips):
         mesh.name = mesh.data.name = f"{source.name} Skin"
 
 
-def _in_view_layer(context, thing) -> bool:
+def in_view_layer(context, thing) -> bool:
+    """Whether an object can be seen and selected in the context's view layer, unless it is hidden."""
     return thing.name in context.view_layer.objects and context.view_layer.objects[thing.name] == thing
 
 
 def _hide(context, source):
     """Hide with the eye icon, so that one click compares it with the result, and in renders."""
     source.hide_render = True
-    if _in_view_layer(context, source):
+    if in_view_layer(context, source):
         source.hide_set(True)
 
 
 def _show(context, source):
     source.hide_render = False
-    if _in_view_layer(context, source):
+    if in_view_layer(context, source):
         source.hide_set(False)
 
 
 def _remove_collection(collection):
-    """Remove our objects and their data; the collection goes too unless the user has put something into it."""
-    ours = [o for o in collection[MARK]["objects"] if o is not None] if MARK in collection else list(collection.objects)
-    actions, data = set(), set()
-    for thing in ours:
-        keys = getattr(thing.data, "shape_keys", None)
-        for animated in (thing, keys):
-            if animated is not None and animated.animation_data:
-                strips = (strip for track in animated.animation_data.nla_tracks for strip in track.strips)
-                ours_on_strips = {strip.action for strip in strips if strip.action and FRAME_RATE in strip.action}
-                actions |= ours_on_strips | ({animated.animation_data.action} - {None})
-        data.add(thing.data)
+    """Remove our objects, their data and our actions; the collection goes too unless the user has put something in."""
+    mark = collection.get(MARK)
+    ours = list(collection.objects) if mark is None else [thing for thing in mark["objects"] if thing is not None]
+    actions = _actions_of(ours) if mark is None or "actions" not in mark else set(mark["actions"]) - {None}
+    if mark is not None:
+        del collection[MARK]  # its pointers count as users
+    data = {thing.data for thing in ours}
     for thing in ours:
         bpy.data.objects.remove(thing)
     for action in actions:
         action.use_fake_user &= FRAME_RATE not in action
     bpy.data.batch_remove([block for block in data if block.users == 0])
     bpy.data.batch_remove([action for action in actions if action.users == 0])
-    if collection.objects or collection.children:
-        del collection[MARK]
-    else:
+    if not collection.objects and not collection.children:
         bpy.data.collections.remove(collection)
+
+
+def _actions_of(things) -> set:
+    """What animates these objects and their shape keys: of a result that is not complete, or older than its mark."""
+    actions = set()
+    for thing in things:
+        for animated in (thing, getattr(thing.data, "shape_keys", None)):
+            if animated is not None and animated.animation_data:
+                strips = (strip for track in animated.animation_data.nla_tracks for strip in track.strips)
+                ours_on_strips = {strip.action for strip in strips if strip.action and FRAME_RATE in strip.action}
+                actions |= ours_on_strips | ({animated.animation_data.action} - {None})
+    return actions

@@ -620,7 +620,7 @@ def test_needs_blender_is_one_sentence(bar, capsys, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bpy" else find(name))
     assert cli.main(["rig", str(bar), "-o", str(bar.parent / "out" / "rig.glb"), "-q"]) == 2
-    assert "pip install sprig[bpy]" in one_line(capsys.readouterr().err)
+    assert "install SPRig with its extra bpy" in one_line(capsys.readouterr().err)
     assert listing(bar.parent / "out") == []
 
 

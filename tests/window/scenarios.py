@@ -15,7 +15,8 @@ import blender_gui as gui  # comes with the runner
 import bpy
 import numpy as np
 
-PATIENCE = 120  # seconds until a condition that never comes true fails the scenario
+PATIENCE = 400  # seconds, on a machine that has other work, until a condition that never comes true fails the scenario
+SCRUBBED = 200  # frames over which the time of a redraw is measured
 REPOSITORY = "sprig_checkout"
 ADD_ON = f"bl_ext.{REPOSITORY}.sprig"
 
@@ -150,6 +151,17 @@ class Stage:
         gui.sidebar("SPRig")
         sidebar = next(region for region in area.regions if region.type == "UI")
         return lambda: getattr(sidebar, "active_panel_category", "") == "SPRig"
+
+    def open_sections(self, *titles):
+        """Show these parts of the panel opened and the others closed, whatever they were before."""
+        opened = time.monotonic()  # Blender remembers by name what is open
+
+        def section(layout, name, title):
+            header, body = layout.panel(f"{name}_{opened}", default_closed=title not in titles)
+            header.label(text=title)
+            return body
+
+        self.module("sprig_blender.panel")._section = section
 
     def press_the_button(self):
         window, area, region, _space = gui.view3d()
@@ -473,4 +485,230 @@ def finetune(stage):
     return figures
 
 
-SCENARIOS = {function.__name__: function for function in (panel, cancel, meanwhile, trouble, install, finetune)}
+def preview(stage):
+    """*Preview* draws and changes nothing, follows the timeline, is applied in one undo step; failing, it ends."""
+    stage.enable()
+    animal = stage.add_animal()
+    gui.maximize()
+    scene = bpy.context.scene
+    settings = scene.sprig
+    settings.skeleton, settings.joints_mode, settings.joints = "motion", "NUMBER", 24
+    bpy.ops.ed.undo_push(message="Settings")
+    yield seconds(0.5)
+    yield stage.look()
+    before = stage.scene_print()
+    preview_module = stage.module("sprig_blender.preview")
+    durations = []
+
+    def press():
+        window, area, region, _space = gui.view3d()
+        with bpy.context.temp_override(window=window, area=area, region=region):
+            assert bpy.ops.sprig.preview("INVOKE_DEFAULT") == {"RUNNING_MODAL"}
+
+    def redrawn():
+        """A condition: the overlay has been drawn since."""
+        count = len(durations)
+        return lambda: len(durations) > count
+
+    def show(frame, bones, color, surface, joint=""):
+        scene.frame_set(frame)
+        settings.preview_bones, settings.preview_bone_color = bones, color
+        settings.preview_surface, settings.preview_joint = surface, joint
+        return redrawn()
+
+    press()
+    yield lambda: stage.running() is None
+    assert stage.problem() is None, stage.problem()
+    shown = preview_module.current()
+    draw = shown.overlay.draw
+
+    def timed(context):
+        start = time.perf_counter()
+        draw(context)
+        durations.append(time.perf_counter() - start)
+
+    shown.overlay.draw = timed
+    figures = {"joints": len(shown.computed.rig.skeleton), "unchanged": stage.scene_print() == before}
+    yield seconds(8)  # until the message in the status bar is gone
+    gui.shot(str(stage.scratch / "sticks.png"))
+
+    durations.clear()
+    for step in range(SCRUBBED):
+        scene.frame_set(1 + step % scene.frame_end)
+        yield redrawn()
+    figures["milliseconds"] = 1000 * float(np.median(durations))
+
+    last = shown.computed.rig.skeleton.names[-1]
+    for name, view in {
+        "octahedra": (4, "OCTAHEDRA", "MOTION", "NONE"),
+        "joint": (20, "STICKS", "PLAIN", "WEIGHTS", last),
+        "joints": (20, "OCTAHEDRA", "PLAIN", "WEIGHTS"),
+        "error": (int(shown.computed.rig.frame_numbers[shown.computed.rig.worst_frame]), "NONE", "PLAIN", "ERROR"),
+    }.items():
+        yield show(*view)
+        yield seconds(1.0)
+        gui.shot(str(stage.scratch / f"{name}.png"))
+    yield show(12, "STICKS", "PLAIN", "NONE")
+
+    animal.location.x = 1
+    bpy.ops.ed.undo_push(message="Move")
+    stage.key("Z", ctrl=True)
+    yield lambda: bpy.data.objects["Elephant"].location.x == 0
+    figures["kept by undo"] = preview_module.current() is shown
+
+    before = stage.scene_print()
+    window, area, region, _space = gui.view3d()
+    with bpy.context.temp_override(window=window, area=area, region=region):
+        bpy.ops.sprig.apply_preview("INVOKE_DEFAULT")
+    yield lambda: stage.running() is None
+    assert stage.problem() is None, stage.problem()
+    figures["applied"] = [bpy.context.view_layer.objects.active.sprig.joints, preview_module.current()]
+    yield seconds(1.0)
+    gui.shot(str(stage.scratch / "applied.png"))
+    stage.key("Z", ctrl=True)
+    yield lambda: len(bpy.data.armatures) == 0
+    figures["undone"] = stage.scene_print() == before
+
+    press()
+    yield lambda: stage.running() is None
+    preview_module.current().overlay.draw = None  # as a graphics driver may fail
+    bpy.context.scene.frame_set(3)
+    yield lambda: preview_module.current() is None
+    figures["failed"] = stage.problem().sentence
+    yield seconds(0.5)
+    gui.shot(str(stage.scratch / "failed.png"))
+    return figures
+
+
+def hand_over(stage):
+    """Comparing and cleaning up are one undo step each, the panel says what was found, and a file is written."""
+    stage.enable()
+    stage.add_bar()
+    bpy.context.scene.sprig.skeleton = "motion"
+    panel_module = stage.module("sprig_blender.panel")
+    panel_module._section = lambda layout, name, title: layout.box() if title == "Hand Over" else None  # opened
+    gui.maximize()
+    bpy.ops.ed.undo_push(message="Settings")
+    yield seconds(0.5)
+    yield stage.look()
+    stage.press_the_button()
+    yield lambda: stage.running() is None
+    assert stage.problem() is None, stage.problem()
+    window, area, region, _space = gui.view3d()
+
+    def press(operator, **options):
+        with bpy.context.temp_override(window=window, area=area, region=region):
+            assert operator("EXEC_DEFAULT", True, **options) == {"FINISHED"}
+
+    def seen():
+        return [bpy.data.objects[name].visible_get() for name in ("Bar", "Bar Skin", "Bar Rig")]
+
+    figures = {"rigged": seen()}
+    for view in ("SOURCE", "BOTH"):
+        press(bpy.ops.sprig.compare, view=view)
+        figures[view] = seen()
+        yield seconds(1.0)
+        gui.shot(str(stage.scratch / f"{view.lower()}.png"))
+    stage.key("Z", ctrl=True)
+    yield lambda: seen() == figures["SOURCE"]
+    stage.key("Z", ctrl=True)
+    yield lambda: seen() == figures["rigged"]
+
+    press(bpy.ops.sprig.check_export)
+    yield seconds(1.0)
+    gui.shot(str(stage.scratch / "ready.png"))
+    armature = bpy.data.objects["Bar Rig"]
+    figures["ready"] = armature.sprig.findings
+    armature.scale = 1, 1, 2
+    bpy.context.view_layer.update()
+    press(bpy.ops.sprig.check_export)
+    yield seconds(1.0)
+    gui.shot(str(stage.scratch / "findings.png"))
+    figures["findings"] = armature.sprig.findings
+    armature.scale = 1, 1, 1
+    bpy.ops.ed.undo_push(message="Scale")
+
+    press(bpy.ops.sprig.export_game, filepath=str(stage.scratch / "bar.fbx"), engine="UNREAL")
+    figures["written"] = (stage.scratch / "bar.fbx").stat().st_size > 1000
+    before = stage.scene_print()
+    press(bpy.ops.sprig.clean_up)
+    figures["left"] = [*bpy.data.objects.keys(), *bpy.data.armatures.keys()]
+    yield seconds(1.0)
+    gui.shot(str(stage.scratch / "cleaned.png"))
+    stage.key("Z", ctrl=True)
+    yield lambda: len(bpy.data.armatures) == 1
+    figures["undone"] = stage.scene_print() == before
+
+    with bpy.context.temp_override(window=window, area=area, region=region):
+        bpy.ops.sprig.export_game("INVOKE_DEFAULT")
+    yield seconds(2.0)
+    gui.shot(str(stage.scratch / "dialog.png"))
+    return figures
+
+
+def tutorial(stage):
+    """The pictures of docs/, see tools/make_screenshots.py; returns the sidebar's place in those that show it alone."""
+    stage.enable()
+    animal = stage.add_animal()
+    gui.maximize()
+    yield seconds(0.5)
+    yield stage.look()
+    window, area, region, space = gui.view3d()
+    overlay = space.overlay
+    overlay.show_floor = overlay.show_axis_x = overlay.show_axis_y = False  # an even ground makes small files
+    sidebar = next(region for region in area.regions if region.type == "UI")
+    settings = bpy.context.scene.sprig
+
+    def shot(name):
+        gui.shot(str(stage.scratch / f"{name}.png"))
+
+    def press(operator, **options):
+        with bpy.context.temp_override(window=window, area=area, region=region):
+            operator("INVOKE_DEFAULT", True, **options)
+        return lambda: stage.running() is None
+
+    dependencies = stage.module("sprig_blender.dependencies")
+    loaded = {name: sys.modules.pop(name, None) for name in ("torch", "scipy")}
+    sys.modules.update(dict.fromkeys(loaded))  # None is Python's own way to say: this cannot be imported
+    dependencies.look_again()
+    yield seconds(1)
+    shot("libraries")
+    for name, module in loaded.items():
+        del sys.modules[name]
+        sys.modules.update({name: module} if module else {})
+    dependencies.look_again()
+
+    yield seconds(1)
+    shot("ready")
+    stage.open_sections("Networks", "Own Armature", "Advanced")
+    yield seconds(1)
+    shot("sections")
+    stage.open_sections()
+
+    yield press(bpy.ops.sprig.preview)
+    assert stage.problem() is None, stage.problem()
+    settings.preview_bones, settings.preview_surface = "STICKS", "WEIGHTS"
+    yield seconds(8)  # until the message in the status bar is gone
+    shot("preview")
+
+    yield press(bpy.ops.sprig.apply_preview)
+    assert stage.problem() is None, stage.problem()
+    yield seconds(8)
+    shot("result")
+
+    stage.open_sections("Hand Over")
+    yield press(bpy.ops.sprig.compare, view="BOTH")
+    yield press(bpy.ops.sprig.check_export)
+    bpy.context.scene.frame_set(30)
+    yield seconds(8)
+    shot("compare")
+    top = window.height - sidebar.y - sidebar.height
+    place = [sidebar.x, top, sidebar.x + sidebar.width, top + sidebar.height]
+    figures = {"joints": bpy.context.view_layer.objects.active.sprig.joints, "source": animal.name}
+    return {**figures, "alone": {"libraries": place, "sections": place}}
+
+
+SCENARIOS = {
+    function.__name__: function
+    for function in (panel, cancel, meanwhile, trouble, install, finetune, preview, hand_over, tutorial)
+}

@@ -9,21 +9,15 @@ returns a status other than 0 when the script failed. Scripts may `import blende
 maximize, sidebar, hold, ready and fail. BLENDER_GUI_BIND holds the folders that the script needs, separated by colons.
 """
 
-import json
 import os
-import subprocess
-from pathlib import Path
 
-import numpy as np
 import pytest
 
-from sprig.backend.formats import read_sequence_file
 from sprig.sprig_blender.pinned_wheels import PINNED
 
 from ..small_wheels import make_wheel
-
-CHECKOUT = Path(__file__).resolve().parents[2]
-RUNNER = "SPRIG_BLENDER_GUI"
+from .play import RUNNER, save_animal
+from .play import play as play_in_window
 
 pytestmark = pytest.mark.window
 
@@ -35,30 +29,15 @@ def play(tmp_path):
         pytest.skip(f"{RUNNER} is not set to a program that opens Blender windows")
 
     def play_scenario(name):
-        script = tmp_path / "scenario.py"
-        script.write_text(
-            f"import runpy\nrunpy.run_path({str(CHECKOUT / 'tests' / 'window' / 'scenarios.py')!r})"
-            f"['run']({name!r}, {str(CHECKOUT)!r}, {str(tmp_path)!r})\n"
-        )
-        binds = [str(CHECKOUT), str(tmp_path), *filter(None, [os.environ.get("BLENDER_GUI_BIND")])]
-        done = subprocess.run(
-            [os.environ[RUNNER], "screenshot", script, tmp_path / "end.png", "--", "--enable-event-simulate"],
-            env={**os.environ, "BLENDER_GUI_BIND": ":".join(binds)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return json.loads((tmp_path / "result.json").read_text()), tmp_path
+        return play_in_window(name, tmp_path), tmp_path
 
     return play_scenario
 
 
 @pytest.fixture
 def animal(tmp_path):
-    """The embedded example as scratch/animal.npz: Blender may be built without Alembic."""
-    sequence = read_sequence_file(CHECKOUT / "examples" / "elephant_walk.abc")
-    np.savez(tmp_path / "animal.npz", vertices=sequence.vertices, faces=sequence.faces)
+    """The embedded example as scratch/animal.npz."""
+    save_animal(tmp_path)
 
 
 @pytest.fixture
@@ -73,7 +52,6 @@ def wheels(tmp_path):
 
 
 def test_panel(play, animal):
-    """docs/panel.png is this test's result.png."""
     result, pictures = play("panel")
     assert 0 < result["rmse"] < 1 and result["joints"] >= 2
     assert 0.3 < result["at"] < 1
@@ -129,6 +107,30 @@ def test_fine_tuning(play):
     assert result["student"].endswith(".safetensors") and result["joints"] >= 2 and result["forgotten"] == ""
     assert "fine-tuned" not in result["warnings"]  # the student fits the sequence
     for name in ("offered.png", "learning.png", "learned.png", "rigged.png"):
+        assert (pictures / name).stat().st_size > 10_000, name
+
+
+def test_preview(play, animal):
+    result, pictures = play("preview")
+    print(f"The overlay takes {result['milliseconds']:.2f} ms a redraw with {result['joints']} joints.")
+    assert 10 < result["joints"] <= 24 and result["milliseconds"] < 2  # 0.5 where nothing else runs
+    assert result["unchanged"] and result["kept by undo"] and result["undone"]
+    assert result["applied"] == [result["joints"], None]
+    assert "The preview met a bug of ours (TypeError)" in result["failed"]
+    for name in ("sticks.png", "octahedra.png", "joint.png", "joints.png", "error.png", "applied.png"):
+        assert (pictures / name).stat().st_size > 10_000, name
+
+
+def test_handing_over(play):
+    result, pictures = play("hand_over")
+    assert (result["rigged"], result["SOURCE"], result["BOTH"]) == (
+        [False, True, True],
+        [True, False, True],
+        [True, True, True],
+    )
+    assert result["ready"] == "" and "uneven scale of 1 x 1 x 2" in result["findings"]
+    assert result["written"] and result["left"] == ["Bar"] and result["undone"]
+    for name in ("source.png", "both.png", "ready.png", "findings.png", "cleaned.png", "dialog.png"):
         assert (pictures / name).stat().st_size > 10_000, name
 
 
