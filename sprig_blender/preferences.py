@@ -21,7 +21,7 @@ class SPRigPreferences(AddonPreferences):
             (
                 "auto",
                 "Auto",
-                "The graphics card when PyTorch can use it and the sequence is large enough to gain from it",
+                "The graphics card when PyTorch can use it, else the processor",
             ),
             ("cpu", "CPU", "The processor"),
             ("cuda", "CUDA", "An NVIDIA card, or an AMD card with a ROCm build of PyTorch"),

@@ -106,16 +106,19 @@ def world_positions(thing) -> np.ndarray:
     return local @ matrix[:3, :3].T + matrix[:3, 3]
 
 
-@pytest.fixture
-def addon(extension):
-    """The add-on's modules under the names that Blender gave them, and settings for a small and quick rig."""
+def addon_of(extension, *names) -> SimpleNamespace:
+    """Modules of the add-on under the names that Blender gave them, and settings for a small and quick rig."""
     scene = bpy.context.scene
     scene.frame_start, scene.frame_end = FRAMES[0], FRAMES[-1]
     scene.frame_set(3, subframe=0.25)
     scene.sprig.joints_mode, scene.sprig.joints = "NUMBER", 2
-    names = ("auto_rig", "dependencies", "finetune", "jobs", "problems", "students", "write_armature")
     modules = {name: importlib.import_module(f"{extension.__name__}.sprig_blender.{name}") for name in names}
     return SimpleNamespace(errors=importlib.import_module(f"{extension.__name__}.backend.errors"), **modules)
+
+
+@pytest.fixture
+def addon(extension):
+    return addon_of(extension, "auto_rig", "dependencies", "finetune", "jobs", "problems", "students", "write_armature")
 
 
 def rig(*things):

@@ -3,7 +3,6 @@
 import gc
 import importlib
 import weakref
-from types import SimpleNamespace
 
 import bpy
 import numpy as np
@@ -15,20 +14,12 @@ from sprig.sprig_blender.overlay import Overlay
 
 from .rigs import random_rig, replay, tube
 from .scene_state import scene_state
-from .test_operator import FRAMES, by_shape_keys, select, skins
+from .test_operator import FRAMES, addon_of, by_shape_keys, select, skins
 
 
 @pytest.fixture
 def addon(extension):
-    """The add-on's modules under the names that Blender gave them, and settings for a small and quick rig."""
-    scene = bpy.context.scene
-    scene.frame_start, scene.frame_end = FRAMES[0], FRAMES[-1]
-    scene.frame_set(3, subframe=0.25)
-    scene.sprig.joints_mode, scene.sprig.joints = "NUMBER", 2
-    names = ("auto_rig", "overlay", "preview", "problems")
-    return SimpleNamespace(
-        **{name: importlib.import_module(f"{extension.__name__}.sprig_blender.{name}") for name in names}
-    )
+    return addon_of(extension, "auto_rig", "overlay", "preview", "problems")
 
 
 def previewed(addon, *things):
