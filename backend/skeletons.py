@@ -10,7 +10,8 @@ SEEN_SHIFT = 5e-3  # of the diagonal: the same for a root or a stretching joint 
 
 
 def bone_tails(joints, parents, weights, rest_vertices) -> np.ndarray:
-    """Tails (J,3): towards the heaviest child; a leaf points through its own vertices to where they end.
+    """Tails (J,3): towards the heaviest child; a leaf points through its own vertices to where they end. Which these
+    are squared weights say: a bone that helps out elsewhere does not point there.
 
     joints (J,3), parents (J,), weights (V,J), rest_vertices (V,3).
     """
@@ -27,7 +28,8 @@ def bone_tails(joints, parents, weights, rest_vertices) -> np.ndarray:
         if children:
             tails[j] = joints[max(children, key=lambda c: below[c])]
             continue
-        along = weights[:, j] @ (rest_vertices - head) / max(mass[j], 1e-12)
+        share = weights[:, j] ** 2
+        along = share @ (rest_vertices - head) / max(share.sum(), 1e-12)
         if np.linalg.norm(along) < shortest and parents[j] >= 0:
             along = head - joints[parents[j]]
         if np.linalg.norm(along) < shortest:

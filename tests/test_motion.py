@@ -152,6 +152,52 @@ def test_weight_solve_never_raises_the_energy_and_keeps_to_the_influences():
         assert problem.rmse(P, M, *problem.moments(P, new, P.rest)) <= before + 1e-9
 
 
+def strip(positions, frames=1):
+    """Points along x in the plane, each joined to the next: a problem, from trajectories (F,N,3) or points (N,)."""
+    positions = np.asarray(positions, dtype=float)
+    if positions.ndim == 1:
+        positions = np.stack([np.stack([positions, positions**2, 0 * positions], axis=1)] * frames)
+    count = positions.shape[1]
+    return problem.make_problem(positions, np.stack([np.arange(count - 1), np.arange(1, count)], axis=1), 0)[0]
+
+
+def test_a_bone_has_no_business_far_from_its_own_skin():
+    """By hand: the heaviest piece and RINGS around it are its own; a smaller one only where it carries a vertex."""
+    P = strip(np.linspace(0, 1, 30))
+    W = torch.zeros(30, 2, dtype=torch.float64)
+    W[:, 0] = 1
+    W[:10, 1], W[20:22, 1] = 0.9, 0.2
+    W[:, 0] -= W[:, 1]
+    far = weights.far_from_own_skin(P, W)
+    assert torch.nonzero(~far[:, 1])[:, 0].tolist() == list(range(10 + weights.RINGS))
+    assert not far[:, 0].any()  # its share of the others' vertices joins the pieces
+    W[20] = torch.tensor([0.4, 0.6])
+    far = weights.far_from_own_skin(P, W)
+    assert torch.nonzero(~far[:, 1])[:, 0].tolist() == [*range(10 + weights.RINGS), *range(18, 24)]
+
+
+def test_weights_far_from_a_bones_own_skin_have_to_pay():
+    """A vertex of the first bone trembles a little with the second, far away: only where that is free is it told."""
+    count, frames = 30, 12
+    turn = np.linspace(0, 1, frames)
+    rest = np.stack([np.linspace(0, 1, count), 0 * np.arange(count), 0 * np.arange(count)], axis=1)
+    shift = np.zeros((frames, count, 3))
+    shift[:, 20:, 1] = 0.01 * turn[:, None]
+    shift[:, 5, 1] = 0.0005 * turn
+    P = strip(rest + shift)
+    size = np.linalg.norm(np.ptp(rest, axis=0))
+    M = torch.zeros(frames, 2, 3, 4, dtype=torch.float64)
+    M[..., :3] = torch.eye(3, dtype=torch.float64)
+    M[:, 1, 1, 3] = torch.as_tensor(0.01 * turn / size)
+    W = torch.zeros(count, 2, dtype=torch.float64)
+    W[:20, 0] = W[20:, 1] = 1
+    errors = problem.bone_errors(P, M, P.rest)
+    free = weights.solve_weights(P, errors, P.rest, W, 4, smoothness=0.0)
+    paying = weights.solve_weights(P, errors, P.rest, W, 4, smoothness=0.0, far=1e-5)
+    assert free[5, 1] == pytest.approx(0.05, rel=1e-3) and paying[5, 1] == 0
+    torch.testing.assert_close(paying[20:], free[20:])
+
+
 def test_transform_sweeps_lower_the_energy():
     P, _, _ = small_problem(bones=4)
     labels, M = parts.split_into_parts(P, 4)

@@ -23,6 +23,7 @@ FINAL_STEPS = 1
 FAR_STEPS = 10  # from the most similar key frame's pose, which in long or joined sequences may be far away
 MOMENTUM = 0.7  # as in free_bones
 FIRST_PRIOR, LAST_PRIOR = 1e-3, 1e-5  # pull of the joints to their prior, loosened from round to round
+FAR = 1e-5  # squared diagonals per frame and weight: what a bone pays for skin far from its own
 NOISE = 5e-4  # diagonals: motion explained better than this is evidence, and the joints' prior counts for less
 STRETCH_GAIN = 0.03  # a bone may stretch when that could lower the squared error by this share
 STRETCH_SHARE = 1 / 8  # of the bones, at most, may stretch
@@ -123,9 +124,9 @@ def skin(setting: Setting, problem: Problem, M, W, u):
     """Weights (N,B) and rest shape (N,3) for given poses M (F,B,3,4), from the ones before."""
     errors = bone_errors(problem, M, u)
     if setting.held is None:
-        W = solve_weights(problem, errors, u, W, setting.influences)
+        W = solve_weights(problem, errors, u, W, setting.influences, far=FAR)
     else:
-        W = solve_free_weights(problem, M, u, W, setting.held, setting.influences)
+        W = solve_free_weights(problem, M, u, W, setting.held, setting.influences, far=FAR)
     return W, correct_rest_shape(problem, errors, W) if setting.rest_correction else u
 
 

@@ -8,13 +8,20 @@ vertex had, so a solve never makes the energy larger.
 Columns may be held: their weights stay, and the others share what these leave. With x_held the motion that the held
 columns give a vertex and s the share that is left, its free weights are s v, where v solves the same problem for the
 motion (x - x_held) / s.
+
+Far from the skin that a bone moves, its motion may happen to fit a vertex a little better than the bones there. Such
+weights tie an ear to the trunk, replay this clip alone, and are the first thing that an artist has to paint away, so
+every bit of them costs (`far_from_own_skin`).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+import scipy.sparse as sp
 import torch
+from scipy.sparse.csgraph import connected_components
 
 from .problem import BoneErrors, Problem, bone_errors, design, flat, homogeneous, slices, smooth
 
@@ -22,15 +29,26 @@ CANDIDATES = 10  # bones looked at for each vertex
 SMOOTHNESS = 1e-4  # pull to the smoothed weights, times the rest shape's spread
 NEGLIGIBLE = 1e-6  # smaller weights are dropped
 RIDGE = 1e-10  # of a support's largest diagonal entry: two bones that move alike share a vertex's weight
+CARRIED = 0.5  # weight from which a bone has a right to a vertex wherever it lies (eyes, buttons)
+FAINT = 1e-3  # smaller weights do not join two pieces of skin
+RINGS = 2  # around its own skin that a bone may take without cost
 CHUNK = 4096  # vertices at a time: bounds the memory of the candidate Gram matrices
 
 
-def solve_weights(problem: Problem, errors: BoneErrors, u, W, influences: int, smoothness: float = SMOOTHNESS):
-    """Weights (N,B) for the poses and the rest shape u (N,3) that `errors` were made with, starting from W (N,B)."""
-    return _solve(problem, errors, u, W, [(influences, torch.arange(problem.vertices, device=u.device))], smoothness)
+def solve_weights(
+    problem: Problem, errors: BoneErrors, u, W, influences: int, smoothness: float = SMOOTHNESS, far: float = 0.0
+):
+    """Weights (N,B) for the poses and the rest shape u (N,3) that `errors` were made with, starting from W (N,B).
+
+    far: squared diagonals in every frame that a whole weight costs far from its bone's own skin.
+    """
+    everywhere = torch.arange(problem.vertices, device=u.device)
+    return _solve(problem, errors, u, W, [(influences, everywhere)], smoothness, _far_cost(problem, W, far))
 
 
-def solve_free_weights(problem: Problem, M, u, W, held, influences: int, smoothness: float = SMOOTHNESS):
+def solve_free_weights(
+    problem: Problem, M, u, W, held, influences: int, smoothness: float = SMOOTHNESS, far: float = 0.0
+):
     """As solve_weights, for poses M (F,B,3,4); columns of which `held` (B,) is true keep the weights in W.
 
     A vertex has at most `influences` bones where the held ones leave room, and one free bone where anything is left.
@@ -49,13 +67,50 @@ def solve_free_weights(problem: Problem, M, u, W, held, influences: int, smoothn
     share = W[:, free] / W[:, free].sum(1, keepdim=True).clamp_min(1e-12)
     room = (influences - (kept > 0).sum(1)).clamp_min(1)
     groups = [(size, torch.nonzero(room == size)[:, 0]) for size in room.unique().tolist()]
-    solved = _solve(rest, bone_errors(rest, M[:, free], u), u, share, groups, smoothness)
+    cost = _far_cost(problem, share, far)
+    solved = _solve(rest, bone_errors(rest, M[:, free], u), u, share, groups, smoothness, cost)
     solved = torch.where(whole[:, None], 0.0, left[:, None] * solved)
     return kept.index_copy(1, free, solved)
 
 
-def _solve(problem: Problem, errors: BoneErrors, u, W, groups, smoothness: float):
-    """Weights (N,B); groups: pairs of a number of influences and the vertices (n,) that may have so many."""
+def far_from_own_skin(problem: Problem, W) -> torch.Tensor:
+    """Where bones have no business: (N,B) bool, for weights W (N,B).
+
+    A bone's own skin is the heaviest piece of connected vertices that it moves, every other piece of which it carries
+    some vertex more than all others do, and RINGS of vertices around these.
+    """
+    weights = W.cpu().numpy()
+    rows, columns = np.nonzero(weights > FAINT)
+    number = np.full(weights.shape, -1)
+    number[rows, columns] = np.arange(len(rows))
+    i, j = problem.neighbours.to_sparse_coo().coalesce().indices().cpu().numpy()
+    first, second = number[i], number[j]
+    joined = (first >= 0) & (second >= 0)
+    links = sp.coo_matrix((np.ones(joined.sum()), (first[joined], second[joined])), (len(rows), len(rows)))
+    count, piece = connected_components(links, directed=False)
+    weight = weights[rows, columns]
+    bone = np.empty(count, dtype=int)
+    bone[piece] = columns
+    mass = np.bincount(piece, weight**2, count)
+    heaviest, most = np.zeros(weights.shape[1]), np.zeros(count)
+    np.maximum.at(heaviest, bone, mass)
+    np.maximum.at(most, piece, weight)
+    own = ((mass == heaviest[bone]) | (most > CARRIED))[piece]
+    near = torch.zeros_like(W)
+    near[torch.as_tensor(rows[own], device=W.device), torch.as_tensor(columns[own], device=W.device)] = 1
+    for _ in range(RINGS):
+        near = ((problem.neighbours @ near + near) > 0).to(W)
+    return near == 0
+
+
+def _far_cost(problem: Problem, W, far: float):
+    """What a whole weight of each bone costs at each vertex (N,B), in the units of the squared error."""
+    return far * problem.frames * far_from_own_skin(problem, W).to(W) if far else torch.zeros_like(W)
+
+
+def _solve(problem: Problem, errors: BoneErrors, u, W, groups, smoothness: float, cost):
+    """Weights (N,B); groups: pairs of a number of influences and the vertices (n,) that may have so many; cost (N,B) of
+    a whole weight."""
     pull = smoothness * problem.spread
     smoothed = smooth(problem, W)
     table = _pair_table(errors.gram)
@@ -63,7 +118,7 @@ def _solve(problem: Problem, errors: BoneErrors, u, W, groups, smoothness: float
     new = torch.empty_like(W)
     for influences, vertices in groups:
         for rows in (vertices[piece] for piece in slices(len(vertices), CHUNK)):
-            new[rows] = _solve_rows(errors, table, U[rows], rows, smoothed[rows], W[rows], pull, influences)
+            new[rows] = _solve_rows(errors, table, U[rows], rows, smoothed[rows], W[rows], cost[rows], pull, influences)
     new = torch.where(new < NEGLIGIBLE, 0.0, new)
     return new / new.sum(1, keepdim=True)
 
@@ -88,16 +143,16 @@ def _candidate_grams(table, U, chosen, bones: int):
     return values[:, place.reshape(-1)].reshape(n, size, size)
 
 
-def _solve_rows(errors: BoneErrors, table, U, rows, smoothed, previous, pull, influences):
+def _solve_rows(errors: BoneErrors, table, U, rows, smoothed, previous, cost, pull, influences):
     count, bones = previous.shape
     candidates = min(CANDIDATES, bones)
     wanted = min(influences, candidates)
-    score = errors.alone[rows] - 2 * pull * smoothed
+    score = errors.alone[rows] - 2 * pull * smoothed + cost
     score = torch.where(previous > 0, score - score.abs().max() * 2 - 1, score)  # those in use are always looked at
     chosen = score.topk(candidates, dim=1, largest=False).indices
     G = _candidate_grams(table, U, chosen, bones)
     G.diagonal(dim1=1, dim2=2).add_(pull)
-    c = errors.linear[rows].gather(1, chosen) + pull * smoothed.gather(1, chosen)
+    c = errors.linear[rows].gather(1, chosen) + pull * smoothed.gather(1, chosen) - cost.gather(1, chosen) / 2
     old_support = previous.gather(1, chosen).topk(wanted, dim=1).indices
     supports = torch.cat([old_support, greedy_support(G, c, wanted)])
     weights, value = simplex_weights(*restrict(G.repeat(2, 1, 1), c.repeat(2, 1), supports))
