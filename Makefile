@@ -1,10 +1,14 @@
 # Every target makes what it needs. `make help` lists them.
 #
 #   PYTHON     the Python that .venv is made with: 3.11, which the pinned bpy wheel is for
+#   WHEELS     for zip-full: a folder of downloaded wheels; without it pip downloads them
+#   MACHINE    for zip-full: only these, such as windows-cp311
 #   PIP_ARGS   passed on to pip, for instance to choose a CPU build of torch (README.md)
 
 PYTHON   ?= $(shell command -v python3.11 || echo python3)
 PIP_ARGS ?=
+WHEELS   ?=
+MACHINE  ?=
 BLENDERS := 4.2.23 4.5.15 5.0.1
 VENV     := .venv
 RUN      := $(VENV)/bin/python
@@ -13,7 +17,7 @@ PIP      := -m pip install --disable-pip-version-check $(PIP_ARGS)
 .DEFAULT_GOAL := help
 # Make would delete the stamps of the pattern rule as intermediate files.
 .PRECIOUS: .venv-bpy-%/ready
-.PHONY: help demo test test-slow test-blenders test-window zip bench lint clean
+.PHONY: help demo test test-slow test-blenders test-window zip zip-full bench lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -61,6 +65,9 @@ test-window: $(VENV)/ready ## the tests in a Blender window, which the program n
 
 zip: $(VENV)/ready ## the Blender extension, dist/sprig-VERSION.zip
 	$(RUN) tools/build_zip.py dist
+
+zip-full: $(VENV)/ready ## the extension with its libraries, one zip per system and Python
+	$(RUN) tools/build_zip.py dist --full $(if $(WHEELS),--wheels '$(WHEELS)') $(MACHINE:%=--machine %)
 
 bench: $(VENV)/ready ## tables: accuracy, speed, scaling, networks, time of every stage
 	$(RUN) benchmarks/accuracy.py

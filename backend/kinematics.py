@@ -19,6 +19,11 @@ def linear_blend_skinning(rest_vertices, weights, motion) -> np.ndarray:
     return np.einsum("vij,vj->vi", blended[:, :, :3], rest) + blended[:, :, 3]
 
 
+def carried_points(motion, points) -> np.ndarray:
+    """Points (J,3) of the rest pose, each moved by its joint's motion (F,J,4,4): (F,J,3)."""
+    return np.einsum("fjab,jb->fja", motion[..., :3, :3], points) + motion[..., :3, 3]
+
+
 def carry_joints(joints, parents, weights, shape, targets) -> np.ndarray:
     """Joints (F,J,3) in other poses of a mesh, targets (F,N,3), from where they are in one, shape (N,3).
 

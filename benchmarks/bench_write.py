@@ -63,7 +63,7 @@ def measure(vertices: int, frames: int, joints: int) -> dict[str, float]:
     mesh.data = mesh.data.copy()
     rows = {
         "add to the scene": seconds(lambda: write_armature(bpy.context, rig, sources, sequence.object_id), 7),
-        "— vertex groups": seconds(lambda: writer.write_vertex_groups(mesh, weights, []), 7),
+        "— vertex groups": seconds(lambda: list(writer.write_vertex_groups(mesh, weights, [])), 7),
         "— keys": seconds(lambda: writer._write_action(written.armature.copy(), names, rig, placed), 7),
     }
     written = write_armature(bpy.context, rig, sources, sequence.object_id)

@@ -12,19 +12,39 @@ def register(package: str):
     """
     import bpy
 
-    from . import dependencies, jobs, operators, panel, preferences, preview, problems, properties
+    from . import (
+        dependencies,
+        file_import,
+        jobs,
+        operators,
+        panel,
+        preferences,
+        preset_menu,
+        preview,
+        problems,
+        properties,
+        status,
+        translations,
+    )
 
     global _undo
     with ExitStack() as undo:
-        for cls in (*properties.CLASSES, *operators.CLASSES, *panel.CLASSES):
-            bpy.utils.register_class(cls)
-            undo.callback(bpy.utils.unregister_class, cls)
+        for module in (properties, operators, file_import, preset_menu, panel):
+            for cls in module.CLASSES:
+                bpy.utils.register_class(cls)
+                undo.callback(bpy.utils.unregister_class, cls)
         properties.register()
         undo.callback(properties.unregister)
         preferences.register(package)
         undo.callback(preferences.unregister)
         panel.register()
         undo.callback(panel.unregister)
+        translations.register(package)
+        undo.callback(translations.unregister, package)
+        preset_menu.register()
+        undo.callback(preset_menu.unregister)
+        file_import.register()
+        undo.callback(file_import.unregister)
         preview.register()
         undo.callback(preview.unregister)
         dependencies.register(package)
@@ -33,7 +53,10 @@ def register(package: str):
         command = bpy.utils.register_cli_command("sprig", _run_command)
         undo.callback(bpy.utils.unregister_cli_command, command)
         undo.callback(problems.forget)
-        undo.callback(jobs.stop)
+        status.register()
+        undo.callback(status.unregister)
+        jobs.register()
+        undo.callback(jobs.unregister)
         _undo = undo.pop_all()
 
 

@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import bpy
-import numpy as np
 
 from ..backend.errors import Cancelled, SprigError
 from ..backend.rig import Rig
 from ..backend.sequence import MeshSequence
-from . import dependencies, preferences
+from . import backend_work, call_backend, preferences
 from .jobs import Job, Step, Steps
-from .read_sequence import SequenceReader
-from .students import student_of, with_student
+from .read_sequence import SequenceReader, corners_of
+from .students import student_of
 from .what_moves import is_animated
-from .write_armature import MARK, WrittenRig, result_of, sources_of, write_armature
+from .write_armature import MARK, WrittenRig, result_of, sources_of, writing
 
-READING_SLICE = 0.05  # seconds of reading frames between two looks at the window's events
+SLICE = 0.05  # seconds of reading or writing between two looks at the window's events
 READ, SOLVED = 0.15, 0.97  # progress at which reading ends, and solving
-LOADED = 0.05  # of the solver's part: importing torch
 
 
 def chosen_meshes(context) -> list[bpy.types.Object]:
@@ -126,11 +124,11 @@ def compute(context, cancel: threading.Event, patience: float) -> Generator[Step
     scene, numbers, choices = context.scene, frame_numbers(context.scene), rig_choices(context)
     corrective, root_motion = scene.sprig.corrective, scene.sprig.root_motion
     student = None if choices["skeleton"] == "motion" else student_of(sources)
-    identities = tuple(Identity.of(source) for source in sources)
+    identities = tuple((yield from identities_of(sources, cancel)))
     scene_uid = scene.session_uid
-    sequence = yield from read_frames(context, sources, numbers, cancel)
+    sequence = yield from read_frames(context, sources, numbers, cancel, patience)
 
-    with Job(lambda progress: _solve(sequence, choices, student, progress), cancel) as job:
+    with Job(call_backend.work(context, backend_work.rig, sequence, choices, student), cancel) as job:
         while job.wait(patience):
             yield Step(READ + (SOLVED - READ) * job.fraction, job.text)
     seconds = time.perf_counter() - started
@@ -146,11 +144,11 @@ def write(
     """
     started = time.perf_counter()
     started += yield from ready_to_write(context, computed.scene_uid, cancel)
-    sources = [identity.find(context, since) for identity in computed.identities]
+    sources = yield from found_again(context, computed.identities, cancel, since)
     rig, sequence = computed.rig, computed.sequence
     corrective = sequence if computed.corrective else None
-    written = write_armature(
-        context, rig, sources, sequence.object_id, corrective=corrective, root_motion=computed.root_motion
+    written = yield from written_in_slices(
+        context, rig, sources, sequence.object_id, cancel, corrective=corrective, root_motion=computed.root_motion
     )
     remember(written, rig, sequence, computed.seconds + time.perf_counter() - started)
     result = written.armature.sprig
@@ -179,36 +177,85 @@ def check_meshes(sources: list[bpy.types.Object], may_be_still: bool = False) ->
         raise SprigError(f"{names} neither moves nor changes shape with time; select a mesh that is animated.")
 
 
-def read_frames(context, sources, numbers, cancel: threading.Event) -> Generator[Step, None, MeshSequence]:
+def in_slices(portions: Generator, cancel: threading.Event, step: Callable[[Any], Step]) -> Generator[Step, None, Any]:
+    """Go through small portions of work that needs Blender, and return what their generator returns.
+
+    Every SLICE seconds the window gets a look at its events, and is told what `step` makes of the last portion.
+    """
+    with closing(portions):
+        pause = time.perf_counter() + SLICE
+        while True:
+            if cancel.is_set():
+                raise Cancelled
+            try:
+                portion = next(portions)
+            except StopIteration as end:
+                return end.value
+            if time.perf_counter() > pause:
+                yield step(portion)
+                pause = time.perf_counter() + SLICE
+
+
+def _each(function: Callable[[Any], Any], things) -> Generator[None, None, list]:
+    """The results of a function for each of many things, one thing at a time."""
+    results = []
+    for thing in things:
+        results.append(function(thing))
+        yield
+    return results
+
+
+def _looking(_portion) -> Step:
+    return Step(0.0, "Looking at the meshes", exclusive=True)
+
+
+def read_frames(
+    context, sources, numbers, cancel: threading.Event, patience: float
+) -> Generator[Step, None, MeshSequence]:
     """Read the frames step by step; the scene is the reader's until it is back as it was."""
-    with SequenceReader(context, sources, numbers) as reader:
+
+    def frames():
         while not reader.done:
-            pause = time.perf_counter() + READING_SLICE
-            while not reader.done and time.perf_counter() < pause:
-                if cancel.is_set():
-                    raise Cancelled
-                reader.step()
-            text = "Frames read" if reader.done else f"Reading frame {reader.next_frame}"
-            yield Step(READ * reader.fraction, text, exclusive=True)
-        return reader.result()
+            number = reader.next_frame
+            reader.step()
+            yield number
+
+    def reading(number: int) -> Step:
+        return Step(READ * reader.fraction, f"Reading frame {number}", exclusive=True)
+
+    with SequenceReader(context, sources, numbers) as reader:
+        yield from in_slices(reader.prepare(), cancel, _looking)
+        yield from in_slices(frames(), cancel, reading)
+        yield Step(READ, "Frames read", exclusive=True)
+    with Job(lambda _progress: reader.result(), cancel) as job:
+        while job.wait(patience):
+            yield Step(READ, "Frames read")
+    return job.result()
 
 
-def _solve(sequence: MeshSequence, choices: dict[str, Any], student: Path | None, progress):
-    """The worker's part; returns the Rig."""
-    progress(0.0, "Loading PyTorch")
-    dependencies.load()
-    from ..backend.pipeline import RigOptions, rig_sequence
+def identities_of(sources, cancel: threading.Event) -> Generator[Step, None, list[Identity]]:
+    """What is remembered of the objects that are read."""
+    return (yield from in_slices(_each(Identity.of, sources), cancel, _looking))
 
-    if student is not None:
-        sequence, choices = with_student(sequence, choices, student)
 
-    def after_loading(fraction, text):
-        progress(LOADED + (1 - LOADED) * fraction, text)
+def found_again(
+    context, identities, cancel: threading.Event, since: str = "while it was rigged"
+) -> Generator[Step, None, list[bpy.types.Object]]:
+    """The objects as they are now; SprigError when one is gone or its mesh is another; `since` as for `write`."""
+    present = {thing.session_uid: thing for thing in context.scene.objects}
+    found = _each(lambda identity: identity.find(present, since), identities)
+    return (yield from in_slices(found, cancel, lambda _: Step(SOLVED, "Looking at the meshes", exclusive=True)))
 
+
+def written_in_slices(
+    context, rig: Rig, sources, object_id, cancel: threading.Event, **options
+) -> Generator[Step, None, WrittenRig]:
+    """`write_armature` in slices; the scene is as before when that ends early."""
+    portions = writing(context, rig, sources, object_id, **options)
     try:
-        return rig_sequence(sequence, RigOptions(**choices), after_loading)
-    except MemoryError as error:
-        raise SprigError("There is not enough memory for this sequence; take fewer frames or a larger step.") from error
+        return (yield from in_slices(portions, cancel, lambda text: Step(SOLVED, text, exclusive=True)))
+    except ReferenceError as error:
+        raise SprigError("Something was deleted while the rig was written; undo that and run it again.") from error
 
 
 def remember(written: WrittenRig, rig, sequence: MeshSequence, seconds: float) -> None:
@@ -244,17 +291,16 @@ class Identity:
     @classmethod
     def of(cls, source: bpy.types.Object) -> Identity:
         mesh = source.data
-        corners = np.empty(len(mesh.loops), dtype=np.int32)
-        mesh.loops.foreach_get("vertex_index", corners)
         counts = len(mesh.vertices), len(mesh.edges), len(mesh.polygons)
-        return cls(source.session_uid, source.name, counts, hash(corners.tobytes()))
+        topology = 0 if mesh.is_editmode else hash(corners_of(mesh).tobytes())
+        return cls(source.session_uid, source.name, counts, topology)
 
-    def find(self, context, since: str = "while it was rigged") -> bpy.types.Object:
-        """The object as it is now; SprigError when it is gone or its mesh is another; `since` as for `write`."""
-        for source in context.scene.objects:
-            if source.session_uid == self.uid:
-                now = self.of(source)
-                if (now.counts, now.topology) != (self.counts, self.topology):
-                    raise SprigError(f"The mesh of {source.name!r} was edited {since}; run the rigging again.")
-                return source
-        raise SprigError(f"{self.name!r} was deleted {since}; undo that and run the rigging again.")
+    def find(self, present: dict[int, bpy.types.Object], since: str) -> bpy.types.Object:
+        """The object among those present, by their uid; SprigError as `found_again` says."""
+        source = present.get(self.uid)
+        if source is None:
+            raise SprigError(f"{self.name!r} was deleted {since}; undo that and run the rigging again.")
+        now = self.of(source)
+        if (now.counts, now.topology) != (self.counts, self.topology):
+            raise SprigError(f"The mesh of {source.name!r} was edited {since}; run the rigging again.")
+        return source

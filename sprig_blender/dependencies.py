@@ -1,4 +1,4 @@
-"""torch and scipy inside Blender: are they there, and putting them there when the user asks for it.
+"""torch, scipy and safetensors inside Blender: are they there, and putting them there when the user asks for it.
 
 Blender brings numpy only. The rest goes into the extension's own user folder (Blender keeps it across upgrades and
 removes it with the extension), into a sub-folder named after the Python version, so that a Blender with another Python
@@ -17,13 +17,12 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
-import queue
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
-import threading
+import tomllib
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -33,12 +32,14 @@ import bpy
 
 from ..backend.device import load_torch
 from ..backend.errors import SprigError, no_progress
-from .pinned_wheels import PINNED, Wheel, this_machine
+from . import child_process, problems
+from .pinned_wheels import PINNED, Wheel, requirements, this_machine
 
-REQUIRED = {"torch": (2, 6), "scipy": (1, 11)}  # what the backend imports, and the oldest versions it works with
+# What the backend imports, and the oldest versions it works with.
+REQUIRED = {"torch": (2, 6), "scipy": (1, 11), "safetensors": (0, 4)}
 PYTHON_TAG = f"py{sys.version_info.major}{sys.version_info.minor}"
 RAW_PROGRESS_PIP = (24, 1)  # the first pip that can report its progress for programs
-CHILD_POLL = 0.2  # seconds between two looks at a child process: how late a cancel may come
+GRAPHICS = ("nvidia_", "cuda_", "triton-", "pytorch_triton")  # how wheels begin that torch for CUDA or ROCm needs
 PIP_SHARE = 0.9  # of an installation's progress; the rest is trying out the result
 TRIAL = "import importlib, sys; sys.path.insert(0, sys.argv[1]); [importlib.import_module(m) for m in sys.argv[2:]]"
 
@@ -81,6 +82,8 @@ def ready() -> bool:
 def what_is_wrong() -> str:
     """What is missing or broken, as the first half of a sentence."""
     missing = [library.name for library in libraries() if library.state is State.MISSING]
+    if missing and _other_python():
+        return f"The libraries were installed for Python {_other_python()}, and this Blender has another"
     if missing:
         return f"SPRig needs {' and '.join(missing)}, which Blender does not bring along"
     broken = next(library for library in libraries() if library.state is State.BROKEN)
@@ -89,22 +92,68 @@ def what_is_wrong() -> str:
 
 def what_to_do() -> str:
     """The whole sentence, for those who do not see the panel; without its full stop, as Blender's tooltips want it."""
-    return f"{what_is_wrong()}; install the libraries in the SPRig panel or in the add-on's preferences"
+    if came_with_extension():
+        remedy = "install the SPRig zip that was made for this system and this Blender"
+    elif _on_path is not None and _on_path != own_folder():
+        remedy = "correct Existing Folder in the add-on's preferences"
+    else:
+        remedy = "install the libraries in the SPRig panel or in the add-on's preferences"
+    return f"{what_is_wrong()}; {remedy}"
 
 
-def load() -> None:
-    """Import torch; SprigError when it is missing or will not load. Takes seconds the first time."""
+def check() -> None:
+    """SprigError when something is missing or broken."""
     if not ready():
         raise SprigError(f"{what_to_do()}.")
-    try:
-        load_torch()
-    except (ImportError, OSError) as error:  # a missing DLL or shared library is an OSError
-        _will_not_load["torch"] = _first_line(str(error))
-        look_again()
-        raise SprigError(f"{what_to_do()}.") from error
+
+
+def load() -> bool:
+    """Import torch, which takes seconds the first time; False when it will not load in Blender's process.
+
+    That is tried once: the next calls remember it. Whether torch works in a process of its own is seen there.
+    """
+    if not _not_in_blender:
+        try:
+            load_torch()
+        except (ImportError, OSError) as error:  # a missing DLL or shared library is an OSError
+            _not_in_blender.append(_first_line(str(error)))
+            note("PyTorch does not load in Blender's process:\n" + "".join(traceback.format_exception(error)))
+            look_again()
+    return not _not_in_blender
+
+
+def will_not_load(name: str, reason: str) -> SprigError:
+    """Remember that a library is there and cannot be imported at all; returns what to raise."""
+    _will_not_load[name] = _first_line(reason)
+    note(f"{name} does not load: {reason}")
+    look_again()
+    return SprigError(f"{what_to_do()}.")
 
 
 _will_not_load: dict[str, str] = {}  # libraries that are there but could not be imported in this session, and why
+_not_in_blender: list[str] = []  # why torch does not load in this process, once that was seen
+
+
+# ---- what happened, for Copy Log
+
+_noted: list[str] = []  # what went wrong in this session, in full
+
+
+def note(text: str) -> None:
+    """Keep what pip, an import or a child process said when it failed."""
+    _noted.append(text)
+
+
+def log() -> str:
+    """Everything that helps to find out why the libraries do not work."""
+    found = [f"{library.name}: {library.state.value} {library.detail}" for library in libraries()]
+    folders = [f"Own folder: {own_folder()}", f"In use: {_on_path}", f"Python: {sys.executable}"]
+    return "\n\n".join([problems.versions(), "\n".join(found), "\n".join(folders), *_noted])
+
+
+def has_failed() -> bool:
+    """Whether something is broken, or has gone wrong in this session."""
+    return bool(_noted) or any(library.state is State.BROKEN for library in libraries())
 
 
 def _look_up(name: str, oldest: tuple[int, int]) -> Library:
@@ -123,7 +172,8 @@ def _look_up(name: str, oldest: tuple[int, int]) -> Library:
         return Library(name, State.BROKEN, "its version is unknown, so the installation is incomplete")
     if _numbers(version) < oldest:
         return Library(name, State.BROKEN, f"{version} is too old, {'.'.join(map(str, oldest))} or later is needed")
-    return Library(name, State.READY, version)
+    separate = name == "torch" and _not_in_blender
+    return Library(name, State.READY, f"{version}, in a separate process" if separate else version)
 
 
 # ---- where it is
@@ -150,6 +200,20 @@ def own_folder() -> Path | None:
     return _own_root / f"{PYTHON_TAG}-cpu" if _own_root else None
 
 
+def _other_python() -> str:
+    """The Python that our installation is for where Blender came with another one since; else empty."""
+    tags = [path.name.partition("-")[0] for path in _own_root.glob("py3*-*")] if _own_root else []
+    others = [f"3.{tag.removeprefix('py3')}" for tag in tags if tag != PYTHON_TAG]
+    return "" if is_installed() or not others else others[0]
+
+
+@cache
+def came_with_extension() -> bool:
+    """Whether this is the zip that brings the libraries along (`make zip-full`); Blender unpacks and removes them."""
+    manifest = Path(__file__).resolve().parents[1] / "blender_manifest.toml"
+    return "wheels" in tomllib.loads(manifest.read_text(encoding="utf-8"))
+
+
 def is_installed() -> bool:
     """Whether the libraries were installed by us."""
     folder = own_folder()
@@ -170,7 +234,13 @@ def use_folder(chosen: str | None) -> None:
     if _on_path is not None:
         path.append(str(_on_path))
     _will_not_load.clear()
+    _not_in_blender.clear()
     look_again()
+
+
+def search_path() -> list[str]:
+    """Where Blender looks for modules; a process that is given these finds the same ones."""
+    return [folder for folder in sys.path if folder]  # noqa: TID251 - as above
 
 
 # ---- installing
@@ -184,8 +254,9 @@ def download_size(wheels: Iterable[Wheel] = PINNED) -> float:
 def install(folder: Path, wheel_folder: Path | None = None, progress: Callable = no_progress, wheels=PINNED) -> None:
     """Install `wheels` into `folder`, replacing what is there; blocking, for a worker thread.
 
-    wheel_folder: take them from there and use no network (their hashes are then the user's business). A failed or
-    cancelled installation (`progress` raises Cancelled) leaves everything as it was. Raises SprigError.
+    wheel_folder: take them from there and use no network (their hashes are then the user's business), together with the
+    libraries of graphics cards that lie there beside a torch for CUDA or ROCm. A failed or cancelled installation
+    (`progress` raises Cancelled) leaves everything as it was. Raises SprigError.
     """
     if wheel_folder is None:
         _refuse_without_build(wheels)
@@ -199,8 +270,9 @@ def install(folder: Path, wheel_folder: Path | None = None, progress: Callable =
         _install_into(making, wheel_folder, progress, wheels)
         progress(PIP_SHARE, "Trying the libraries")
         trial = [sys.executable, "-I", "-c", TRIAL, str(making), *(wheel.module for wheel in wheels)]
-        status, output = _run(trial, lambda _line: progress(PIP_SHARE, "Trying the libraries"))
+        status, output = child_process.run(trial, lambda _line: progress(PIP_SHARE, "Trying the libraries"))
         if status:
+            note(output)
             raise SprigError(
                 f"The libraries were installed but do not load here ({_last_line(output)}); nothing was kept. "
                 "Update your system's runtime libraries, or choose a folder with a torch that works."
@@ -244,9 +316,10 @@ def _install_into(target: Path, wheel_folder: Path | None, progress: Callable, w
     """Let pip unpack the pinned wheels into an empty folder, with as much progress as this pip can report."""
     pip, pip_version = _find_pip()
     with tempfile.TemporaryDirectory(prefix="sprig-install-") as scratch:
-        requirements = Path(scratch) / "requirements.txt"
-        requirements.write_text(_requirements(wheels, hashed=wheel_folder is None), encoding="utf-8")
-        command = [sys.executable, "-I", *pip, "install", "--requirement", str(requirements), "--target", str(target)]
+        pins = Path(scratch) / "requirements.txt"
+        text = requirements(wheels, this_machine(), hashed=wheel_folder is None)
+        pins.write_text(text + _for_graphics_cards(wheel_folder), encoding="utf-8")
+        command = [sys.executable, "-I", *pip, "install", "--requirement", str(pins), "--target", str(target)]
         command += ["--no-deps", "--only-binary=:all:", "--no-input", "--no-compile", "--disable-pip-version-check"]
         if wheel_folder is None:
             command += ["--no-cache-dir", "--require-hashes"]
@@ -257,8 +330,9 @@ def _install_into(target: Path, wheel_folder: Path | None, progress: Callable, w
             command += ["--isolated", "--no-index", "--find-links", str(wheel_folder)]
         command += ["--progress-bar", "raw" if pip_version >= RAW_PROGRESS_PIP else "off"]
         more = {"PIP_CONFIG_FILE": os.devnull} if wheel_folder else {}
-        status, output = _run(command, _PipProgress(wheels, progress), more)
+        status, output = child_process.run(command, _PipProgress(wheels, progress), more)
     if status:
+        note(output)
         complaints = re.findall(r"^ERROR: (.+)", output, flags=re.MULTILINE)
         reason = complaints[0] if complaints else _last_line(output)
         where = f"from {wheel_folder}" if wheel_folder else "from the network"
@@ -268,14 +342,10 @@ def _install_into(target: Path, wheel_folder: Path | None, progress: Callable, w
         )
 
 
-def _requirements(wheels, hashed: bool) -> str:
-    """The pins in pip's format, one line a project."""
-    machine = this_machine()
-    lines = []
-    for wheel in wheels:
-        suffix = f" --hash=sha256:{wheel.hash_for(machine)}" if hashed else ""
-        lines.append(f"{wheel.project}=={wheel.version}{suffix}\n")
-    return "".join(lines)
+def _for_graphics_cards(wheel_folder: Path | None) -> str:
+    """What a torch for CUDA or ROCm brings besides the pinned projects, as further lines for pip."""
+    names = sorted(path.name for path in wheel_folder.glob("*.whl")) if wheel_folder else []
+    return "".join(f"{'=='.join(name.split('-')[:2])}\n" for name in names if name.startswith(GRAPHICS))
 
 
 def _find_pip() -> tuple[list[str], tuple[int, ...]]:
@@ -320,50 +390,6 @@ class _PipProgress:
             self._text = "Unpacking the libraries"
         fraction = (self._done + self._size * self._part) / self._total
         self._progress(PIP_SHARE * min(fraction, 1.0), self._text)
-
-
-def _run(command: list[str], on_line: Callable[[str], None], environment=None) -> tuple[int, str]:
-    """Run a child and return its exit status and output; on_line gets every line, and "" now and then.
-
-    environment: variables to set besides ours. When on_line raises (Cancelled), the child is killed.
-    """
-    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    child = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        env={**os.environ, "PYTHONNOUSERSITE": "1", **(environment or {})},
-        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # no console window pops up on Windows
-    )
-
-    def read():
-        for line in child.stdout:
-            lines.put(line)
-        lines.put(None)
-
-    reader = threading.Thread(target=read, name="SPRig pip", daemon=True)
-    reader.start()
-    output = []
-    try:
-        while True:
-            try:
-                line = lines.get(timeout=CHILD_POLL)
-            except queue.Empty:
-                line = ""
-            if line is None:
-                break
-            output.append(line)
-            on_line(line)
-        return child.wait(), "".join(output)
-    finally:
-        child.kill()
-        child.wait()
-        reader.join()
-        child.stdout.close()
 
 
 def _first_line(text: str) -> str:

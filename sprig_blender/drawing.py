@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import blf
 import bpy
+from bpy.app.translations import pgettext_iface as iface_
 
 from . import dependencies, jobs
 from .dependencies import State
@@ -41,24 +42,35 @@ def draw_progress(layout, activity: jobs.Activity) -> None:
     """The bar of what runs, what it is at, and the button that stops it."""
     row = layout.row(align=True)
     row.scale_y = 1.4
-    row.progress(factor=activity.step.fraction, text=f"{activity.title}  {100 * activity.step.fraction:.0f} %")
+    row.progress(factor=activity.step.fraction, text=f"{iface_(activity.title)}  {100 * activity.step.fraction:.0f} %")
     row.operator("sprig.cancel", text="", icon="X")
-    layout.label(text=activity.text)
+    layout.label(text=activity.text, translate=False)
+    if left := jobs.time_left(activity):
+        layout.label(text=left[0].upper() + left[1:], translate=False)
 
 
 def draw_libraries(layout) -> None:
     """The state of every library, and the buttons that change it."""
-    box = layout.box()
-    for library in dependencies.libraries():
+    box, libraries, activity = layout.box(), dependencies.libraries(), jobs.running()
+    installing = activity is not None and activity.title == jobs.INSTALL
+    for library in libraries:
         row = box.split(factor=0.35)
         row.label(text=library.name, icon=STATE_ICONS[library.state])
-        row.label(text=library.detail if library.state is State.READY else f"{library.state.value} {library.detail}")
+        if library.state is State.READY:
+            row.label(text=library.detail, translate=False)
+        elif installing:
+            row.label(text=f"{iface_('Installing')} {100 * activity.step.fraction:.0f} %", translate=False)
+        else:
+            row.label(text=f"{iface_(library.state.value)} {library.detail}", translate=False)
+    if dependencies.has_failed():
+        box.operator("sprig.copy_log", icon="COPYDOWN")
+    if dependencies.came_with_extension():
+        box.label(text="They came with SPRig")
+        return
+    broken = any(library.state is State.BROKEN for library in libraries)
+    verb = ("Repair" if broken else "Reinstall") if dependencies.is_installed() else "Install"
     row = box.row(align=True)
-    row.operator(
-        "sprig.install_backend",
-        text=f"{'Reinstall' if dependencies.is_installed() else 'Install'} ({dependencies.download_size():.0f} MB)",
-        icon="IMPORT",
-    )
+    row.operator("sprig.install_backend", text=f"{iface_(verb)} ({dependencies.download_size():.0f} MB)", icon="IMPORT")
     row.operator("sprig.install_backend_from_folder", text="", icon="FILE_FOLDER")
     if dependencies.is_installed():
         row.operator("sprig.uninstall_backend", text="", icon="TRASH")

@@ -121,7 +121,7 @@ def _called_for(engine: Engine | None, armature):
 def _called(thing, name: str):
     """An object has another name meanwhile, and who had it gives it away so long."""
     before = thing.name
-    others = [one for one in bpy.data.objects if one.name == name and one.library is None and one != thing]
+    others = [one for one in bpy.data.objects if one.name == name and one.is_editable and one != thing]
     for other in others:
         other.name = f"{name} (not exported)"
     thing.name = name

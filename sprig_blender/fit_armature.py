@@ -9,30 +9,29 @@ import threading
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any
 
 import bpy
 
 from ..backend.errors import Cancelled, SprigError
 from ..backend.given_skeleton import GivenSkeleton
-from ..backend.sequence import MeshSequence
-from . import dependencies
+from . import backend_work, call_backend
 from .auto_rig import (
-    LOADED,
     READ,
     SOLVED,
-    Identity,
     check_meshes,
     chosen_meshes,
+    found_again,
     frame_numbers,
+    identities_of,
     read_frames,
     ready_to_write,
     remember,
     rig_choices,
+    written_in_slices,
 )
 from .jobs import Job, Step, Steps
 from .own_armature import OwnArmature, is_bound, read_armature
-from .write_armature import MARK, write_armature
+from .write_armature import MARK
 
 
 def chosen_armature(context) -> bpy.types.Object | None:
@@ -78,26 +77,26 @@ def steps(context, cancel: threading.Event, patience: float) -> Steps:
             f"The rest frame {rest_frame} is not one of the frames {numbers[0]} to {numbers[-1]} that are read; choose "
             "one of them."
         )
-    identities, bones = [Identity.of(source) for source in sources], _Bones.of(armature)
+    identities, bones = (yield from identities_of(sources, cancel)), _Bones.of(armature)
     scene_uid = scene.session_uid
-    given, own = yield from _read_armature(context, armature, sources, numbers, rest_frame, fit == "weights", cancel)
-    sequence = yield from read_frames(context, sources, numbers, cancel)
+    given, own = yield from read_in_steps(context, armature, sources, numbers, rest_frame, fit == "weights", cancel)
+    sequence = yield from read_frames(context, sources, numbers, cancel, patience)
 
-    with Job(lambda progress: _solve(sequence, given, choices, fit, progress), cancel) as job:
+    with Job(call_backend.work(context, backend_work.fit, sequence, given, choices, fit), cancel) as job:
         while job.wait(patience):
             yield Step(READ + (SOLVED - READ) * job.fraction, job.text)
     rig = job.result()
 
     started += yield from ready_to_write(context, scene_uid, cancel)
-    sources = [identity.find(context) for identity in identities]
+    sources = yield from found_again(context, identities, cancel)
     own = OwnArmature(bones.find(context), own.world)
-    written = write_armature(context, rig, sources, sequence.object_id, own=own)
+    written = yield from written_in_slices(context, rig, sources, sequence.object_id, cancel, own=own)
     remember(written, rig, sequence, time.perf_counter() - started)
     result = written.armature.sprig
     return f"{written.armature.name}: {bones.name} fitted, RMSE {result.rmse:.3f} %, in {result.seconds:.1f} s"
 
 
-def _read_armature(
+def read_in_steps(
     context, armature, sources, numbers, rest_frame, poses: bool, cancel: threading.Event
 ) -> Generator[Step, None, tuple[GivenSkeleton, OwnArmature]]:
     """Read the armature step by step; the scene's frame is the reader's until it is back."""
@@ -112,22 +111,6 @@ def _read_armature(
         return done.value
     finally:
         reading.close()
-
-
-def _solve(sequence: MeshSequence, given: GivenSkeleton, choices: dict[str, Any], fit: str, progress):
-    """The worker's part; returns the Rig."""
-    progress(0.0, "Loading PyTorch")
-    dependencies.load()
-    from ..backend.armature import rig_with
-    from ..backend.pipeline import RigOptions
-
-    def after_loading(fraction, text):
-        progress(LOADED + (1 - LOADED) * fraction, text)
-
-    try:
-        return rig_with(sequence, given, RigOptions(**choices), after_loading, fit=fit)
-    except MemoryError as error:
-        raise SprigError("There is not enough memory for this sequence; take fewer frames or a larger step.") from error
 
 
 @dataclass(frozen=True)

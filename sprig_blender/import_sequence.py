@@ -85,7 +85,7 @@ def import_file(path, *, fps: float | None = None) -> list[bpy.types.Object]:
     if operator == "wm.open_mainfile":
         return _open_blend(path, operator, fps)
     importers = {"wm.alembic_import": _import_alembic, "wm.usd_import": _import_usd}
-    with _undone_on_error():
+    with undone_on_error():
         new = set(importers.get(operator, _import_keyed)(path, operator, fps))
         scene = bpy.context.scene
         scene.frame_set(scene.frame_start)
@@ -301,7 +301,7 @@ def _everything() -> dict[int, bpy.types.ID]:
 
 
 @contextmanager
-def _undone_on_error() -> Iterator[None]:
+def undone_on_error() -> Iterator[None]:
     """Remove what was imported, and restore the frame rate and range, when something fails after all."""
     scene, before = bpy.context.scene, _everything()
     render, world, active = scene.render, scene.world, bpy.context.view_layer.objects.active

@@ -5,23 +5,33 @@ the window stays alive and Esc or the panel's Cancel stops it; `execute` (script
 Stopping works the same way everywhere: an event is set, and the next step or progress call raises `Cancelled`.
 
 The worker thread never touches bpy, not even to read; it talks through a queue only.
+
+Undo exchanges what an exclusive step holds on to. Blender keeps it back while an operator runs that can be undone
+itself, and the keys of the operator's own window are swallowed; where it comes through all the same (another window),
+the work ends before it happens.
 """
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import Any, NamedTuple
 
 import bpy
+from bpy.app.handlers import persistent
+from bpy.app.translations import pgettext_iface as iface_
 
 from ..backend.errors import Cancelled, SprigError
 from . import problems
 
 TICK = 0.05  # seconds between two timer events: quick enough for a smooth bar, slow enough to leave Blender alone
 PATIENCE = 0.1  # seconds that a synchronous run waits for the worker at a time, so that Ctrl+C stays prompt
+ENOUGH_SECONDS, ENOUGH_PROGRESS = 3.0, 0.1  # from here on the time that is left can be told from the progress
+INSTALL = "Install"  # the title of installing the libraries, whose progress their box shows as well
 MOUSE = {"MOUSEMOVE", "INBETWEEN_MOUSEMOVE", "LEFTMOUSE", "WHEELUPMOUSE", "WHEELDOWNMOUSE", "TRACKPADPAN"}
 
 
@@ -97,10 +107,26 @@ class Activity:
         self.step = Step(0.0, "Starting")
         self.cancel = threading.Event()
         self.abandon: Callable[[], None] | None = None  # ends it at once; None while it runs synchronously
+        self._began = time.monotonic()
+        self._ends = 0.0  # when it ends if it goes on like this; 0 while that cannot be told
 
     @property
     def text(self) -> str:
-        return "Stopping" if self.cancel.is_set() else self.step.text
+        """What it is at, in the user's language."""
+        return iface_("Stopping" if self.cancel.is_set() else self.step.text)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long it takes still, if it goes on as fast as so far; None while nobody knows, and once that is over."""
+        left = self._ends - time.monotonic()
+        return left if self._ends and left > 0 and not self.cancel.is_set() else None
+
+    def go_on(self, step: Step) -> None:
+        """Take in the next step."""
+        taken = time.monotonic() - self._began
+        if step.fraction > self.step.fraction >= ENOUGH_PROGRESS and taken >= ENOUGH_SECONDS:
+            self._ends = self._began + taken / step.fraction
+        self.step = step
 
 
 _running: list[Activity] = []  # at most one: the activity that owns the panel
@@ -109,6 +135,18 @@ _running: list[Activity] = []  # at most one: the activity that owns the panel
 def running() -> Activity | None:
     """The activity in progress, if there is one."""
     return _running[0] if _running else None
+
+
+def time_left(activity: Activity) -> str:
+    """How long it takes still, in words and rounded up; empty while nobody knows."""
+    if activity.seconds_left is None:
+        return ""
+    seconds = math.ceil(activity.seconds_left)
+    if seconds < 10:
+        return iface_("a few seconds left")
+    if seconds < 90:
+        return iface_("about {:d} s left").format(10 * math.ceil(seconds / 10))
+    return iface_("about {:d} min left").format(math.ceil(seconds / 60))
 
 
 class LongOperator:
@@ -154,6 +192,8 @@ class LongOperator:
 
     def modal(self, context, event):
         activity = self._activity
+        if activity not in _running:  # it was abandoned
+            return {"CANCELLED", "PASS_THROUGH"}
         if event.type == "ESC" and event.value == "PRESS":
             activity.cancel.set()
             self._show()
@@ -187,7 +227,7 @@ class LongOperator:
     def _advance(self, steps: Steps, activity: Activity) -> set[str] | None:
         """Take one step; None, or the operator's outcome when that was the last one."""
         try:
-            activity.step = next(steps)
+            activity.go_on(next(steps))
             return None
         except StopIteration as finished:
             self.report({"INFO"}, finished.value)
@@ -203,7 +243,8 @@ class LongOperator:
     def _show(self) -> None:
         """Draw progress in the sidebar and the status bar, when there is something new to see."""
         activity = self._activity
-        status = f"{activity.title}: {100 * activity.step.fraction:.0f} %   {activity.text}     Esc: Cancel"
+        at = f"{iface_(activity.title)}: {100 * activity.step.fraction:.0f} %"
+        status = "     ".join(filter(None, (at, activity.text, time_left(activity), iface_("Esc: Cancel"))))
         if status != self._shown:
             self._shown = status
             bpy.context.workspace.status_text_set(status)
@@ -237,13 +278,32 @@ def _sidebars():
 
 
 def redraw_sidebars() -> None:
-    """Ask Blender to draw the 3D viewports' sidebars again (the views themselves stay as they are)."""
+    """Ask Blender to draw the 3D viewports' sidebars and the preferences again; the views stay as they are."""
     for region in _sidebars():
         region.tag_redraw()
+    for window in bpy.context.window_manager.windows:
+        for area in window.screen.areas:
+            if area.type == "PREFERENCES":
+                area.tag_redraw()
 
 
-def stop() -> None:
-    """End what runs in a window; the add-on is being disabled."""
+@persistent
+def _before_undo(*_arguments) -> None:
+    activity = running()
+    if activity and activity.abandon and activity.step.exclusive:
+        activity.abandon()
+        problems.expected(SprigError(f"{activity.title} ended because of an undo; run it again."))
+
+
+def register() -> None:
+    bpy.app.handlers.undo_pre.append(_before_undo)
+    bpy.app.handlers.redo_pre.append(_before_undo)
+
+
+def unregister() -> None:
+    """End what runs in a window, too; the add-on is being disabled."""
     activity = running()
     if activity and activity.abandon:
         activity.abandon()
+    bpy.app.handlers.redo_pre.remove(_before_undo)
+    bpy.app.handlers.undo_pre.remove(_before_undo)

@@ -4,37 +4,48 @@ import os
 from pathlib import Path
 
 import bpy
-from bpy.props import BoolProperty, EnumProperty, IntProperty, StringProperty
-from bpy.types import Operator
+from bpy.props import BoolProperty, CollectionProperty, EnumProperty, IntProperty, StringProperty
+from bpy.types import Operator, OperatorFileListElement
 
 from ..backend.errors import SprigError
-from . import auto_rig, dependencies, finetune, fit_armature, hand_over, jobs, preferences, preview, problems, students
+from . import (
+    adjust,
+    auto_rig,
+    dependencies,
+    file_import,
+    finetune,
+    fit_armature,
+    hand_over,
+    jobs,
+    preferences,
+    preview,
+    problems,
+    status,
+    students,
+)
 from .jobs import Job, LongOperator, Step
+
+ADJUSTING = "Joints are being adjusted; apply or discard that first"
 
 
 def _waits(operator) -> bool:
     """Whether an operator has to wait for another one; its button then says so."""
     if jobs.running():
-        operator.poll_message_set(f"{jobs.running().title} is running; wait for it or cancel it")
+        operator.poll_message_set(status.busy())
     return jobs.running() is not None
 
 
 class _OnSequence(LongOperator):
-    """What works on the selected meshes has in common."""
+    """What works on the selected meshes has in common; `obstacle` says why it cannot."""
+
+    obstacle = staticmethod(status.obstacle)
 
     @classmethod
     def poll(cls, context):
-        if _waits(cls):
-            return False
-        if not dependencies.ready():
-            cls.poll_message_set(dependencies.what_to_do())
-        elif context.mode != "OBJECT":
-            cls.poll_message_set("Switch to Object Mode first")
-        elif not auto_rig.chosen_meshes(context):
-            cls.poll_message_set("Select one or several animated meshes")
-        else:
-            return True
-        return False
+        words = cls.obstacle(context)
+        if words:
+            cls.poll_message_set(words.removesuffix("."))
+        return not words
 
 
 class SPRIG_OT_auto_rig_sequence(_OnSequence, Operator):
@@ -44,6 +55,7 @@ class SPRIG_OT_auto_rig_sequence(_OnSequence, Operator):
     bl_label = "Auto-Rig Sequence"
     bl_options = {"REGISTER", "UNDO"}
     title = "Auto-Rig"
+    obstacle = staticmethod(status.obstacle_to_rigging)
 
     def steps(self, context, cancel, patience):
         return auto_rig.steps(context, cancel, patience)
@@ -55,6 +67,12 @@ class SPRIG_OT_preview(_OnSequence, Operator):
     bl_idname = "sprig.preview"
     bl_label = "Preview"
     title = "Preview"
+
+    @staticmethod
+    def obstacle(context):
+        if adjust.armature_of(context) is not None:
+            return ADJUSTING
+        return status.obstacle_to_rigging(context)
 
     def steps(self, context, cancel, patience):
         return preview.steps(context, cancel, patience)
@@ -83,7 +101,7 @@ class SPRIG_OT_apply_preview(LongOperator, Operator):
         return False
 
     def steps(self, context, cancel, patience):
-        return preview.apply_steps(context, cancel, patience)
+        return adjust.apply_steps(context, cancel, patience)
 
 
 class SPRIG_OT_discard_preview(Operator):
@@ -93,12 +111,84 @@ class SPRIG_OT_discard_preview(Operator):
     bl_label = "Discard"
 
     @classmethod
-    def poll(cls, _context):
+    def poll(cls, context):
+        if adjust.armature_of(context) is not None:
+            cls.poll_message_set(ADJUSTING)
+            return False
         return preview.current() is not None
 
     def execute(self, _context):
         preview.discard()
         return {"FINISHED"}
+
+
+class _OnPreview(LongOperator):
+    """What goes on with a preview has in common."""
+
+    @classmethod
+    def poll(cls, context):
+        if _waits(cls):
+            return False
+        if preview.current() is None:
+            cls.poll_message_set("There is no preview; press Preview first")
+        elif preview.current().computed.scene_uid != context.scene.session_uid:
+            cls.poll_message_set("The preview belongs to another scene; switch to that one")
+        else:
+            return True
+        return False
+
+
+class SPRIG_OT_show_raw_network(_OnPreview, Operator):
+    """Ask the skeleton network about every frame by itself, and draw its answers beside the rig to compare"""
+
+    bl_idname = "sprig.show_raw_network"
+    bl_label = "Show Raw Network"
+    title = "Raw Network"
+
+    def steps(self, context, cancel, patience):
+        return preview.raw_steps(context, cancel, patience)
+
+
+class SPRIG_OT_adjust(_OnPreview, Operator):
+    """Edit the previewed joints in Edit Mode: move, add, delete, reparent and rename bones, then press Refit"""
+
+    bl_idname = "sprig.adjust"
+    bl_label = "Adjust Joints"
+    bl_options = {"REGISTER", "UNDO"}
+    title = "Adjust Joints"
+
+    @classmethod
+    def poll(cls, context):
+        if context.mode != "OBJECT":
+            cls.poll_message_set("Switch to Object Mode first")
+            return False
+        if preview.current() is None and adjust.result_for(context) is not None:
+            return not _waits(cls)
+        return super().poll(context)
+
+    def steps(self, context, cancel, patience):
+        return adjust.steps(context, cancel, patience)
+
+
+class SPRIG_OT_refit(_OnPreview, Operator):
+    """Fit skin weights and motion again for exactly these bones, and preview that; the frames are not read again"""
+
+    bl_idname = "sprig.refit"
+    bl_label = "Refit"
+    bl_options = {"REGISTER", "UNDO"}
+    title = "Refit"
+
+    @classmethod
+    def poll(cls, context):
+        if not super().poll(context):
+            return False
+        if adjust.edited(context) is None:
+            cls.poll_message_set("Press Adjust Joints first, and edit the bones")
+            return False
+        return True
+
+    def steps(self, context, cancel, patience):
+        return adjust.refit_steps(context, cancel, patience)
 
 
 class SPRIG_OT_fit_armature(_OnSequence, Operator):
@@ -156,7 +246,7 @@ class SPRIG_OT_forget_student(Operator):
 class _Install(LongOperator):
     """What both ways to install have in common."""
 
-    title = "Install"
+    title = jobs.INSTALL
 
     @classmethod
     def poll(cls, context):
@@ -164,6 +254,8 @@ class _Install(LongOperator):
             cls.poll_message_set(f"{jobs.running().title} is running; wait for it or cancel it")
         elif dependencies.own_folder() is None:
             cls.poll_message_set("SPRig is not installed as an extension, so it has no folder for libraries")
+        elif dependencies.came_with_extension():
+            cls.poll_message_set("The libraries came with SPRig")
         else:
             return True
         return False
@@ -289,8 +381,98 @@ class SPRIG_OT_go_to_frame(Operator):
         return {"FINISHED"}
 
 
-class _OnResult:
-    """What is done at once with a rig of ours has in common: `work` does it and returns the sentence for the user."""
+class _AtOnce:
+    """What is done at once has in common: `work` does it to the `target` and returns the sentence for the user."""
+
+    def execute(self, context):
+        problems.forget()
+        try:
+            self.report({"INFO"}, self.work(context, self.target(context)))
+            return {"FINISHED"}
+        except SprigError as error:
+            self.report({"ERROR"}, problems.expected(error))
+        except Exception as error:  # a bug of ours
+            self.report({"ERROR"}, problems.unexpected(self.bl_label, error))
+        return {"CANCELLED"}
+
+
+class _OnJoints(_AtOnce):
+    """What is done to the joints that are being adjusted has in common."""
+
+    @classmethod
+    def poll(cls, context):
+        if _waits(cls):
+            return False
+        if adjust.edited(context) is None:
+            cls.poll_message_set("Press Adjust Joints first, and edit the bones")
+            return False
+        return True
+
+    @staticmethod
+    def target(context):
+        return adjust.edited(context)
+
+
+class SPRIG_OT_discard_adjustment(_AtOnce, Operator):
+    """Take the adjusted joints away, and bring back the preview that was there before"""
+
+    bl_idname = "sprig.discard_adjustment"
+    bl_label = "Discard"
+    bl_options = {"REGISTER", "UNDO"}
+
+    @classmethod
+    def poll(cls, context):
+        return not _waits(cls) and adjust.armature_of(context) is not None
+
+    @staticmethod
+    def target(context):
+        return adjust.armature_of(context)
+
+    def work(self, context, armature):
+        return adjust.discard(context, armature)
+
+
+class SPRIG_OT_symmetrise(_OnJoints, Operator):
+    """Make left and right joints mirror each other, in the mean of both; locked ones stay where they are"""
+
+    bl_idname = "sprig.symmetrise"
+    bl_label = "Symmetrise Joints"
+    bl_options = {"REGISTER", "UNDO"}
+
+    def work(self, _context, armature):
+        return adjust.symmetrise(armature)
+
+
+class SPRIG_OT_select_suggestion(_OnJoints, Operator):
+    """Select the bone that this is about"""
+
+    bl_idname = "sprig.select_suggestion"
+    bl_label = "Select"
+    bl_options = {"INTERNAL", "UNDO"}
+
+    bone: StringProperty(name="Bone", description="Name of the bone")
+
+    def work(self, _context, armature):
+        adjust.select_bone(armature, self.bone)
+        return f"{self.bone} is selected"
+
+
+class SPRIG_OT_follow_suggestion(_OnJoints, Operator):
+    """Merge or split this bone as suggested; Refit then finds weights and motion"""
+
+    bl_idname = "sprig.follow_suggestion"
+    bl_label = "Apply"
+    bl_options = {"INTERNAL", "UNDO"}
+
+    bone: StringProperty(name="Bone", description="Name of the bone")
+    kind: StringProperty(name="Kind", description="What is suggested: merge or split")
+
+    def work(self, _context, armature):
+        return adjust.follow(armature, self.kind, self.bone)
+
+
+class _OnResult(_AtOnce):
+    """What is done at once with a rig of ours has in common."""
 
     @classmethod
     def poll(cls, context):
@@ -304,16 +486,9 @@ class _OnResult:
             return True
         return False
 
-    def execute(self, context):
-        problems.forget()
-        try:
-            self.report({"INFO"}, self.work(context, hand_over.chosen_result(context)))
-            return {"FINISHED"}
-        except SprigError as error:
-            self.report({"ERROR"}, problems.expected(error))
-        except Exception as error:  # a bug of ours
-            self.report({"ERROR"}, problems.unexpected(self.bl_label, error))
-        return {"CANCELLED"}
+    @staticmethod
+    def target(context):
+        return hand_over.chosen_result(context)
 
 
 class SPRIG_OT_compare(_OnResult, Operator):
@@ -410,6 +585,62 @@ class SPRIG_OT_export_game(_OnResult, Operator):
         return hand_over.export_game(context, result, bpy.path.abspath(self.filepath), self.engine)
 
 
+class SPRIG_OT_import_sequence(Operator):
+    """Import animated meshes at their own frame rate and select them; a point cache (PC2, MDD) moves the active mesh"""
+
+    bl_idname = "sprig.import_sequence"
+    bl_label = "Import Animated Mesh"
+    bl_options = {"REGISTER", "UNDO"}
+
+    filepath: StringProperty(name="File", description="The file to import", subtype="FILE_PATH", options={"SKIP_SAVE"})
+    directory: StringProperty(
+        name="Folder", description="Where the files are", subtype="DIR_PATH", options={"HIDDEN", "SKIP_SAVE"}
+    )
+    files: CollectionProperty(
+        name="Files",
+        description="Names of the files in the folder",
+        type=OperatorFileListElement,
+        options={"HIDDEN", "SKIP_SAVE"},
+    )
+    filter_glob: StringProperty(
+        name="Filter",
+        description="Which files the file browser shows",
+        default=";".join(f"*{suffix}" for suffix in file_import.SUFFIXES),
+        options={"HIDDEN", "SKIP_SAVE"},
+    )
+
+    @classmethod
+    def poll(cls, context):
+        if _waits(cls):
+            return False
+        if context.mode != "OBJECT":
+            cls.poll_message_set("Switch to Object Mode first")
+            return False
+        return True
+
+    def invoke(self, context, _event):
+        if self._paths():  # dropped
+            return self.execute(context)
+        context.window_manager.fileselect_add(self)
+        return {"RUNNING_MODAL"}
+
+    def execute(self, context):
+        problems.forget()
+        try:
+            self.report({"INFO"}, file_import.import_files(context, self._paths()))
+            return {"FINISHED"}
+        except SprigError as error:
+            self.report({"ERROR"}, problems.expected(error))
+        except Exception as error:  # a bug of ours
+            self.report({"ERROR"}, problems.unexpected(self.bl_label, error))
+        return {"CANCELLED"}
+
+    def _paths(self) -> list[Path]:
+        folder = bpy.path.abspath(self.directory)
+        names = [os.path.join(folder, file.name) for file in self.files if file.name]
+        return [Path(name) for name in names or [bpy.path.abspath(self.filepath)] if name]
+
+
 class SPRIG_OT_copy_report(Operator):
     """Copy versions and traceback of the last failure to the clipboard, to send them to the developers"""
 
@@ -426,6 +657,18 @@ class SPRIG_OT_copy_report(Operator):
     def execute(self, context):
         context.window_manager.clipboard = problems.last().report
         self.report({"INFO"}, "Report copied to the clipboard")
+        return {"FINISHED"}
+
+
+class SPRIG_OT_copy_log(Operator):
+    """Copy what is known about the libraries, and what was said when they failed, to the clipboard"""
+
+    bl_idname = "sprig.copy_log"
+    bl_label = "Copy Log"
+
+    def execute(self, context):
+        context.window_manager.clipboard = dependencies.log()
+        self.report({"INFO"}, "Log copied to the clipboard")
         return {"FINISHED"}
 
 
@@ -447,6 +690,13 @@ CLASSES = (
     SPRIG_OT_preview,
     SPRIG_OT_apply_preview,
     SPRIG_OT_discard_preview,
+    SPRIG_OT_show_raw_network,
+    SPRIG_OT_adjust,
+    SPRIG_OT_refit,
+    SPRIG_OT_discard_adjustment,
+    SPRIG_OT_symmetrise,
+    SPRIG_OT_select_suggestion,
+    SPRIG_OT_follow_suggestion,
     SPRIG_OT_fit_armature,
     SPRIG_OT_finetune_sequence,
     SPRIG_OT_forget_student,
@@ -459,6 +709,8 @@ CLASSES = (
     SPRIG_OT_clean_up,
     SPRIG_OT_check_export,
     SPRIG_OT_export_game,
+    SPRIG_OT_import_sequence,
     SPRIG_OT_copy_report,
+    SPRIG_OT_copy_log,
     SPRIG_OT_dismiss_problem,
 )

@@ -4,6 +4,8 @@ Everything comes from the rig and the sequence in memory; nothing is evaluated b
 read but the frame and the settings.
 
 Choices a reader would question:
+* The network's own skeletons of single frames are drawn where they are, below the rig's bones: the distance is the
+  point. They are plain lines from joint to joint, which is all that the network says.
 * A frame that was not read shows the nearest one that was.
 * Bones lie in front of everything. A surface is drawn a hundredth of the character's size nearer to the viewer than it
   is, so that the mesh it replays does not shine through.
@@ -22,13 +24,14 @@ import numpy as np
 from gpu_extras.batch import batch_for_shader
 from mathutils import Matrix, Vector
 
-from ..backend.kinematics import linear_blend_skinning
+from ..backend.kinematics import carried_points, linear_blend_skinning
 from ..backend.rig import Rig
 from ..backend.sequence import MeshSequence
 from . import looks
 from .looks import SHORTEST_SCALE, heat, joint_colors
 
 PLAIN, UNKNOWN, LINK = (0.97, 0.95, 0.88), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5, 0.6)  # as the screen shows them
+RAW = (0.10, 0.80, 0.95, 1.0)  # of the network's skeletons of single frames: on none of the other scales
 FULL_RANGE = np.pi / 2  # radians: joints that turn this far have the end of the scale
 APART = 1e-3  # diagonals: a bone that begins farther from its parent's end is joined to it by a thin line
 TAIL = 0.45  # a stick's brightness at its end: it fades, so that one sees where the next begins
@@ -52,15 +55,16 @@ class Overlay:
     """Draws a rig; one for each preview. What was drawn last is kept on the GPU until it changes or `clear` is called.
 
     heads, tails (F,J,3): bones relative to the rig's origin, in all frames; error_limit: per cent of the diagonal at
-    which the colours of errors end.
+    which the colours of errors end; raw: the network's RawSkeletons of single frames, None where it was not asked.
     """
 
-    def __init__(self, rig: Rig, sequence: MeshSequence):
+    def __init__(self, rig: Rig, sequence: MeshSequence, raw=None):
         from ..backend.metrics import diagonal  # SciPy is loaded when work starts
 
-        self.rig, self.sequence = rig, sequence
+        self.rig, self.sequence, self.raw = rig, sequence, raw
         self.diagonal = diagonal(sequence.vertices[rig.anchor])
-        self.heads, self.tails = (carried(rig.motion, ends) for ends in (rig.skeleton.joints, rig.skeleton.tails))
+        self.heads = carried_points(rig.motion, rig.skeleton.joints)
+        self.tails = carried_points(rig.motion, rig.skeleton.tails)
         self.links = loose_bones(rig, APART * self.diagonal)
         self.error_limit = max(2 * float(rig.rmse_per_frame.max()), SHORTEST_SCALE)
         self._surfaces: dict[int, Surface] = {}
@@ -99,7 +103,9 @@ class Overlay:
             gpu.matrix.translate(Vector(self.rig.origin))
             if settings.preview_surface != "NONE":
                 self._draw_surface(f, settings.preview_surface, settings.preview_joint, context.region_data)
-            if settings.preview_bones != "NONE":
+            if self.raw is not None and settings.preview_raw:
+                self._draw_raw(f, context)
+            if settings.preview_bones != "NONE" and context.mode != "EDIT_ARMATURE":  # there they are edited
                 self._draw_bones(f, settings.preview_bones, settings.preview_bone_color, context)
 
     def clear(self) -> None:
@@ -122,6 +128,16 @@ class Overlay:
             gpu.state.depth_mask_set(True)
             batch.draw(shader)
 
+    def _draw_raw(self, f: int, context) -> None:
+        """The network's own skeleton of the decoded frame that is nearest to position f."""
+        nearest = int(np.abs(self.raw.frames - f).argmin())
+
+        def make():
+            ends = raw_lines(self.raw.joints[nearest], self.raw.parents[nearest])
+            return _lines(ends, np.tile(np.float32(RAW), (len(ends), 1))) if len(ends) else ()
+
+        _draw_lines(self._batch("raw", (nearest,), make), context)
+
     def _draw_bones(self, f: int, kind: str, color: str, context) -> None:
         """Sticks, or octahedra; with the thin lines between bones that do not touch."""
         heads, tails = self.heads[f], self.tails[f]
@@ -133,15 +149,7 @@ class Overlay:
                 ends, colors = np.concatenate([ends, sticks]), np.concatenate([colors, stick_colors])
             return _lines(ends, colors) if len(ends) else ()
 
-        gpu.state.depth_test_set("NONE")
-        gpu.state.depth_mask_set(False)
-        gpu.state.blend_set("ALPHA")
-        viewport, scale = gpu.state.viewport_get()[2:], context.preferences.system.ui_scale
-        for shader, batch, width in self._batch("lines", (f, kind, color), make_lines):
-            shader.bind()
-            shader.uniform_float("viewportSize", viewport)
-            shader.uniform_float("lineWidth", width * scale)
-            batch.draw(shader)
+        _draw_lines(self._batch("lines", (f, kind, color), make_lines), context)
         if kind == "OCTAHEDRA":
             shader = gpu.shader.from_builtin("SMOOTH_COLOR")
 
@@ -162,11 +170,6 @@ class Overlay:
 # --- geometry ----------------------------------------------------------------------------------------------------
 
 
-def carried(motion, points) -> np.ndarray:
-    """Points (J,3) of the rest pose, each moved by its joint's motion (F,J,4,4): (F,J,3)."""
-    return np.einsum("fjab,jb->fja", motion[..., :3, :3], points) + motion[..., :3, 3]
-
-
 def loose_bones(rig: Rig, distance: float) -> np.ndarray:
     """Joints (L,) that are farther than `distance` from the tail of their parent at rest."""
     skeleton = rig.skeleton
@@ -179,6 +182,12 @@ def stick_lines(heads, tails, colors) -> tuple[np.ndarray, np.ndarray]:
     ends = np.stack([heads, tails], axis=1).reshape(-1, 3)
     fading = np.stack([colors, TAIL * colors], axis=1).reshape(-1, 3)
     return ends.astype(np.float32), opaque(fading)
+
+
+def raw_lines(joints, parents) -> np.ndarray:
+    """Line ends (2B,3) float32 from each joint's parent to the joint, for joints (J,3) and parents (J,)."""
+    child = np.flatnonzero(np.asarray(parents) >= 0)
+    return np.stack([joints[parents[child]], joints[child]], axis=1).reshape(-1, 3).astype(np.float32)
 
 
 def link_lines(heads, tails, parents, links) -> tuple[np.ndarray, np.ndarray]:
@@ -265,6 +274,19 @@ def _lines(ends, colors) -> tuple[tuple, tuple]:
         (shader, batch_for_shader(shader, "LINES", {"pos": ends, "color": rgba}), width)
         for rgba, width in ((dark, OUTLINE), (colors, STICK))
     )
+
+
+def _draw_lines(lines, context) -> None:
+    """Draw what `_lines` made, in front of everything."""
+    gpu.state.depth_test_set("NONE")
+    gpu.state.depth_mask_set(False)
+    gpu.state.blend_set("ALPHA")
+    viewport, scale = gpu.state.viewport_get()[2:], context.preferences.system.ui_scale
+    for shader, batch, width in lines:
+        shader.bind()
+        shader.uniform_float("viewportSize", viewport)
+        shader.uniform_float("lineWidth", width * scale)
+        batch.draw(shader)
 
 
 @contextmanager

@@ -69,28 +69,22 @@ def read_armature(
             posed.append(_pose(context, armature))
     finally:
         scene.frame_set(before[0], subframe=before[1])
-    scale = _even_scale(armature, world)
-    local = np.array([bone.matrix_local for bone in bones], dtype=np.float64)
-    frames = world @ local
-    frames[:, :3, :3] /= scale
+    rest = rest_bones(armature, world)
     motion = None
     if poses:
+        local = np.array([bone.matrix_local for bone in bones], dtype=np.float64)
         motion = np.array(posed) @ np.linalg.inv(world @ local)
         _check_rigid(armature, motion, numbers)
-    index = {bone.name: j for j, bone in enumerate(bones)}
+    index = {name: j for j, name in enumerate(rest["names"])}
     deform = np.array([bone.use_deform for bone in bones])
     if not deform.any():
         raise SprigError(f"{armature.name} has no bone that deforms; switch Deform on for the bones that should.")
     weights, locked = _weights(meshes, index)
     weights[:, ~deform] = 0
     given = GivenSkeleton(
-        _moved(world, [bone.head_local for bone in bones]),
-        _moved(world, [bone.tail_local for bone in bones]),
-        np.array([index[bone.parent.name] if bone.parent else -1 for bone in bones]),
-        tuple(index),
+        **rest,
         rest_vertices=rest_vertices,
         rest_frame=rest_frame,
-        frames=frames,
         located=_may_move(armature),
         deform=deform,
         weights=weights if weights.any() else None,
@@ -98,6 +92,25 @@ def read_armature(
         motion=motion,
     )
     return given, OwnArmature(armature, world)
+
+
+def rest_bones(armature, world=None) -> dict:
+    """joints, tails, parents, names and frames of a GivenSkeleton: the bones in their rest pose, in world space.
+
+    world (4,4): the armature's matrix where it is not the present one. SprigError for one that scales unevenly.
+    """
+    world = np.array(armature.matrix_world, dtype=np.float64) if world is None else world
+    bones = armature.data.bones
+    index = {bone.name: j for j, bone in enumerate(bones)}
+    frames = world @ np.array([bone.matrix_local for bone in bones], dtype=np.float64)
+    frames[:, :3, :3] /= _even_scale(armature, world)
+    return {
+        "joints": _moved(world, [bone.head_local for bone in bones]),
+        "tails": _moved(world, [bone.tail_local for bone in bones]),
+        "parents": np.array([index[bone.parent.name] if bone.parent else -1 for bone in bones]),
+        "names": tuple(index),
+        "frames": frames,
+    }
 
 
 def copy_armature(context, collection, own: OwnArmature, keyed) -> bpy.types.Object:
@@ -171,7 +184,7 @@ def keep_action(armature) -> bpy.types.Action | None:
     if animation is None or animation.action is None:
         return None
     action = animation.action
-    if action.library is not None or action.use_fake_user:
+    if not action.is_editable or action.use_fake_user:
         return None
     action.use_fake_user = True
     return action

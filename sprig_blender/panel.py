@@ -1,14 +1,29 @@
 """The sidebar tab *SPRig* of the 3D viewport, and the entry in Object > Animation."""
 
 import bpy
+from bpy.app.translations import pgettext_iface as iface_
 from bpy.types import Panel
 
-from . import auto_rig, dependencies, drawing, hand_over, jobs, preferences, preview, problems, students
+from . import (
+    adjust,
+    auto_rig,
+    dependencies,
+    drawing,
+    hand_over,
+    jobs,
+    preferences,
+    preset_menu,
+    preview,
+    problems,
+    status,
+    students,
+)
 
 RIG_OPERATOR = "sprig.auto_rig_sequence"
 FINETUNE_OPERATOR = "sprig.finetune_sequence"
 PREVIEW_OPERATOR = "sprig.preview"
 FIT_OPERATOR = "sprig.fit_armature"
+SUGGESTIONS = 6  # that are listed at most
 
 
 class SPRIG_PT_main(Panel):
@@ -18,6 +33,9 @@ class SPRIG_PT_main(Panel):
     bl_region_type = "UI"
     bl_category = "SPRig"
 
+    def draw_header_preset(self, _context):
+        preset_menu.SPRIG_PT_presets.draw_panel_header(self.layout)
+
     def draw(self, context):
         layout = self.layout
         layout.use_property_split = True
@@ -26,42 +44,51 @@ class SPRIG_PT_main(Panel):
             drawing.draw_paragraph(layout, f"{dependencies.what_is_wrong()}.", icon="INFO")
             drawing.draw_libraries(layout)
         running = jobs.running()
-        settings = layout.column()
-        settings.enabled = running is None
-        _draw_chosen(settings, context)
-        _draw_settings(settings, context)
-        _draw_networks(settings, context)
-        _draw_own_armature(settings, context)
-        _draw_advanced(settings, context)
-        layout.separator()
+        _draw_found(layout, context)
         if running:
             drawing.draw_progress(layout, running)
         else:
-            _draw_fine_tuning(layout, context)
-            row = layout.row()
-            row.scale_y = 1.6
-            row.operator(RIG_OPERATOR, icon="ARMATURE_DATA")
-            layout.operator(PREVIEW_OPERATOR, icon="HIDE_OFF")
+            _draw_buttons(layout, context)
         _draw_preview(layout, context)
         _draw_problem(layout)
         _draw_result(layout, context)
+        settings = layout.column()
+        settings.enabled = running is None
+        _draw_sequence(settings, context)
+        _draw_skeleton(settings, context)
+        _draw_skinning(settings, context)
+        _draw_motion(settings, context)
+        _draw_networks(settings, context)
+        _draw_own_armature(settings, context)
+        _draw_advanced(settings, context)
         _draw_hand_over(layout, context)
 
 
-def _draw_chosen(layout, context) -> None:
+def _draw_found(layout, context) -> None:
     """What the button would rig."""
-    meshes = auto_rig.chosen_meshes(context)
-    if not meshes:
-        layout.label(text="Select an animated mesh", icon="MESH_DATA")
+    found = status.found(context)
+    if found is not None:
+        layout.label(text=found.name, icon="MESH_DATA", translate=False)
+        drawing.draw_paragraph(layout, status.in_words(found, context.scene), icon="BLANK1")
+
+
+def _draw_buttons(layout, context) -> None:
+    """The buttons, and why they are greyed out."""
+    row = layout.row()
+    row.scale_y = 2.0
+    row.operator(RIG_OPERATOR, icon="ARMATURE_DATA")
+    layout.operator(PREVIEW_OPERATOR, icon="HIDE_OFF")
+    obstacle = status.obstacle_to_rigging(context)
+    if obstacle and dependencies.ready():  # otherwise the panel has said so already
+        drawing.draw_paragraph(layout, obstacle, icon="INFO")
+
+
+def _draw_sequence(layout, context) -> None:
+    body = _section(layout, "SPRIG_PT_sequence", "Sequence")
+    if body is None:
         return
-    name = meshes[0].name if len(meshes) == 1 else f"{len(meshes)} meshes"
-    vertices = sum(len(mesh.data.vertices) for mesh in meshes)
-    layout.label(text=f"{name}  ·  {vertices:,} vertices", icon="MESH_DATA")
-
-
-def _draw_settings(layout, context) -> None:
     scene, settings = context.scene, context.scene.sprig
-    column = layout.column()
+    column = body.column()
     column.row().prop(settings, "range_mode", expand=True)
     owner = settings if settings.range_mode == "CUSTOM" else scene
     block = column.column(align=True)
@@ -71,12 +98,18 @@ def _draw_settings(layout, context) -> None:
     ends.prop(owner, "frame_end", text="End")
     block.prop(settings, "frame_step")
 
-    column = layout.column()
+    column = body.column()
     column.row().prop(settings, "anchor_mode", expand=True)
     if settings.anchor_mode == "FRAME":
         column.prop(settings, "anchor_frame")
 
-    column = layout.column()
+
+def _draw_skeleton(layout, context) -> None:
+    body = _section(layout, "SPRIG_PT_skeleton", "Skeleton")
+    if body is None:
+        return
+    settings = context.scene.sprig
+    column = body.column()
     column.prop(settings, "skeleton")
     column.row().prop(settings, "joints_mode", expand=True)
     if settings.joints_mode == "NUMBER":
@@ -84,6 +117,27 @@ def _draw_settings(layout, context) -> None:
     elif settings.skeleton != "learned":  # networks count joints themselves
         column.prop(settings, "tolerance")
     column.prop(settings, "names")
+
+
+def _draw_skinning(layout, context) -> None:
+    body = _section(layout, "SPRIG_PT_skinning", "Skinning")
+    if body is None:
+        return
+    settings = context.scene.sprig
+    column = body.column()
+    column.prop(settings, "influences")
+    column.column(heading="Rest Shape").prop(settings, "rest_correction", text="Correct")
+    column.column(heading="Residual").prop(settings, "corrective", text="As Shape Keys")
+
+
+def _draw_motion(layout, context) -> None:
+    body = _section(layout, "SPRIG_PT_motion", "Motion")
+    if body is None:
+        return
+    settings = context.scene.sprig
+    column = body.column()
+    column.column(heading="Bones").prop(settings, "stretch", text="May Stretch")
+    column.prop(settings, "root_motion")
 
 
 def _draw_networks(layout, context) -> None:
@@ -98,7 +152,9 @@ def _draw_networks(layout, context) -> None:
     column.prop(settings, "temperature")
     column.prop(settings, "checkpoint_skeleton", text="Skeleton")
     column.prop(settings, "checkpoint_skinning", text="Skinning")
-    column.prop(settings, "finetune_epochs", text="Fine-tuning Epochs")
+    column.separator()
+    column.prop(settings, "finetune_epochs")
+    _draw_fine_tuning(body, context)
 
 
 def _section(layout, name: str, title: str):
@@ -128,11 +184,6 @@ def _draw_advanced(layout, context) -> None:
         return
     settings = context.scene.sprig
     column = body.column()
-    column.prop(settings, "influences")
-    column.column(heading="Rest Shape").prop(settings, "rest_correction", text="Correct")
-    column.column(heading="Bones").prop(settings, "stretch", text="May Stretch")
-    column.column(heading="Residual").prop(settings, "corrective", text="As Shape Keys")
-    column.prop(settings, "root_motion")
     column.prop(settings, "seed")
     ours = preferences.of_this_addon(context)
     if ours:
@@ -141,8 +192,6 @@ def _draw_advanced(layout, context) -> None:
 
 def _draw_fine_tuning(layout, context) -> None:
     """The button that teaches the networks this sequence, or that they have learned it."""
-    if context.scene.sprig.skeleton == "motion":
-        return
     if students.student_of(auto_rig.chosen_meshes(context)):
         row = layout.row()
         row.label(text="Fine-tuned on this sequence", icon="CHECKMARK")
@@ -174,9 +223,53 @@ def _draw_preview(layout, context) -> None:
         column.prop(settings, "preview_joint", icon="BONE_DATA")
     elif settings.preview_surface == "ERROR":
         _draw_figure(column, "Lightest", f"{shown.overlay.error_limit:.3g} % and more")
+    _draw_raw_network(box, settings, shown.overlay.raw)
+    adjusted = adjust.armature_of(context)
+    _draw_joints(box, adjusted)
     row = box.row(align=True)
     row.operator("sprig.apply_preview", icon="CHECKMARK")
-    row.operator("sprig.discard_preview", icon="X")
+    row.operator("sprig.discard_preview" if adjusted is None else "sprig.discard_adjustment", icon="X")
+
+
+def _draw_raw_network(layout, settings, raw) -> None:
+    """The network's skeletons of single frames: the button that asks for them, or whether they are drawn."""
+    if raw is None:
+        layout.operator("sprig.show_raw_network", icon="GHOST_ENABLED")
+        return
+    column = layout.column()
+    column.prop(settings, "preview_raw")
+    if settings.preview_raw:
+        figures = column.column(align=True)
+        counts = sorted({len(parents) for parents in raw.parents})
+        number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} – {counts[-1]}"
+        _draw_figure(figures, "Its Joints", number)
+        _draw_figure(figures, "They Move", f"{raw.raw_shift:.2f} % a frame")
+        _draw_figure(figures, "The Rig's", f"{raw.rig_shift:.2f} % a frame")
+
+
+def _draw_joints(layout, armature) -> None:
+    """The button to adjust the previewed joints, and in Edit Mode what helps with it."""
+    if armature is None or armature.mode != "EDIT":
+        layout.operator("sprig.adjust", icon="EDITMODE_HLT")
+        return
+    column = layout.column()
+    row = column.row(align=True)
+    for text, icon, kind in (("Lock", "LOCKED", "ENABLE"), ("Unlock", "UNLOCKED", "DISABLE")):
+        lock = row.operator("wm.context_collection_boolean_set", text=text, icon=icon)
+        lock.data_path_iter, lock.data_path_item, lock.type = "selected_bones", "lock", kind
+    column.operator("sprig.symmetrise", icon="MOD_MIRROR")
+    offered = adjust.offered(armature)
+    for one in offered[:SUGGESTIONS]:
+        row = column.row(align=True)
+        drawing.draw_paragraph(row, f"{one.kind.title()} {one.bone}: {one.reason}", icon="DOT", beside=2)
+        row.operator("sprig.select_suggestion", text="", icon="RESTRICT_SELECT_OFF").bone = one.bone
+        follow = row.operator("sprig.follow_suggestion", text="", icon="CHECKMARK")
+        follow.bone, follow.kind = one.bone, one.kind
+    if len(offered) > SUGGESTIONS:
+        column.label(text=f"and {len(offered) - SUGGESTIONS} more", icon="BLANK1")
+    row = layout.row()
+    row.scale_y = 1.4
+    row.operator("sprig.refit", icon="FILE_REFRESH")
 
 
 def _draw_problem(layout) -> None:
@@ -200,17 +293,21 @@ def _draw_result(layout, context) -> None:
         return
     result = armature.sprig
     box = layout.box()
-    box.label(text=armature.name, icon="OUTLINER_OB_ARMATURE")
-    column = box.column(align=True)
-    _draw_figure(column, "Joints", f"{result.joints}")
-    _draw_figure(column, "Frames", f"{result.first_frame} – {result.last_frame}")
-    _draw_frame(column, "Rest Pose", result.anchor_frame, f"{result.anchor_frame}")
-    column.separator()
-    _draw_figure(column, "RMSE", f"{result.rmse:.3f} %")
-    _draw_frame(column, "Worst Frame", result.worst_frame, f"{result.worst_frame}   ({result.worst_rmse:.3f} %)")
-    _draw_figure(column, "Time", f"{result.seconds:.1f} s")
+    box.label(text=armature.name, icon="OUTLINER_OB_ARMATURE", translate=False)
+    summary = iface_("{:d} joints, RMSE {:.3f} %").format(result.joints, result.rmse)
+    drawing.draw_paragraph(box, summary, icon="BLANK1")
     for warning in result.warnings.splitlines():
         drawing.draw_paragraph(box, warning, icon="ERROR")
+    body = _section(box, "SPRIG_PT_result", "Result")
+    if body is None:
+        return
+    column = body.column(align=True)
+    _draw_figure(column, "Frames", f"{result.first_frame} – {result.last_frame}")
+    _draw_frame(column, "Rest Pose", result.anchor_frame, f"{result.anchor_frame}")
+    _draw_frame(column, "Worst Frame", result.worst_frame, f"{result.worst_frame}   ({result.worst_rmse:.3f} %)")
+    _draw_figure(column, "Time", f"{result.seconds:.1f} s")
+    if preview.current() is None:
+        box.operator("sprig.adjust", icon="EDITMODE_HLT")
 
 
 def _draw_hand_over(layout, context) -> None:
@@ -258,6 +355,12 @@ def draw_menu_entry(self, _context) -> None:
     self.layout.operator(RIG_OPERATOR, icon="ARMATURE_DATA")
     self.layout.operator(PREVIEW_OPERATOR, icon="HIDE_OFF")
     self.layout.operator(FIT_OPERATOR, icon="OUTLINER_OB_ARMATURE")
+    self.layout.operator(FINETUNE_OPERATOR, icon="MOD_ARMATURE")
+
+
+def draw_export_entry(self, _context) -> None:
+    """In File > Export."""
+    self.layout.operator("sprig.export_game", text="SPRig to Game Engine (.fbx, .glb)")
 
 
 CLASSES = (SPRIG_PT_main,)
@@ -265,7 +368,9 @@ CLASSES = (SPRIG_PT_main,)
 
 def register() -> None:
     bpy.types.VIEW3D_MT_object_animation.append(draw_menu_entry)
+    bpy.types.TOPBAR_MT_file_export.append(draw_export_entry)
 
 
 def unregister() -> None:
+    bpy.types.TOPBAR_MT_file_export.remove(draw_export_entry)
     bpy.types.VIEW3D_MT_object_animation.remove(draw_menu_entry)

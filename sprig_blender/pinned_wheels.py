@@ -39,6 +39,15 @@ def this_machine() -> str:
     return f"{system}-cp{sys.version_info.major}{sys.version_info.minor}"
 
 
+def requirements(wheels, machine: str, hashed: bool = True) -> str:
+    """The pins in the format of pip's requirement files, one line a project."""
+    lines = []
+    for wheel in wheels:
+        suffix = f" --hash=sha256:{wheel.hash_for(machine)}" if hashed else ""
+        lines.append(f"{wheel.project}=={wheel.version}{suffix}\n")
+    return "".join(lines)
+
+
 PINNED = (
     Wheel(
         "torch",

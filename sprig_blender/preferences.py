@@ -31,10 +31,20 @@ class SPRigPreferences(AddonPreferences):
     )
     libraries_folder: StringProperty(
         name="Existing Folder",
-        description="A folder that already holds torch and scipy for this Blender's Python, such as a site-packages "
-        "folder; used instead of an installation by SPRig",
+        description="A folder that already holds torch, scipy and safetensors for this Blender's Python, such as a "
+        "site-packages folder; used instead of an installation by SPRig",
         subtype="DIR_PATH",
         update=_folder_changed,
+    )
+
+    separate_process: EnumProperty(
+        name="Separate Process",
+        description="Whether PyTorch runs inside Blender or in a process of Blender's Python beside it",
+        items=(
+            ("AUTO", "Auto", "Inside Blender; in a separate process where PyTorch does not load in Blender"),
+            ("ALWAYS", "Always", "In a separate process, which takes some seconds to start for every rig"),
+        ),
+        default="AUTO",
     )
 
     def draw(self, _context):
@@ -47,6 +57,7 @@ class SPRigPreferences(AddonPreferences):
         column.use_property_split = True
         column.prop(self, "libraries_folder")
         column.prop(self, "device")
+        column.prop(self, "separate_process")
 
 
 def of_this_addon(context) -> "SPRigPreferences | None":
@@ -59,6 +70,12 @@ def device(context) -> str:
     """The device that the user chose."""
     preferences = of_this_addon(context)
     return preferences.device if preferences else "auto"
+
+
+def always_separate(context) -> bool:
+    """Whether the user wants the backend in a process of its own."""
+    preferences = of_this_addon(context)
+    return preferences is not None and preferences.separate_process == "ALWAYS"
 
 
 def libraries_folder(context) -> str:

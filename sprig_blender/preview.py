@@ -7,25 +7,32 @@ objects do it no harm; whether the objects still fit it is seen when it is appli
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import bpy
 from bpy.app.handlers import persistent
 
 from ..backend.errors import Cancelled
-from . import auto_rig, problems
-from .jobs import Steps
+from . import auto_rig, backend_work, call_backend, problems
+from .jobs import Job, Step, Steps
 from .overlay import Overlay
 
 
 @dataclass(eq=False)
 class Preview:
-    """The rig, what draws it, and Blender's handle of the drawing; broken: drawing has failed."""
+    """The rig, what draws it, and Blender's handle of the drawing; broken: drawing has failed.
+
+    former: what was previewed before joints were adjusted; of_result: it was no preview then, but a rig that was
+    applied; suggestions: what could be adjusted (see backend/adjust.py).
+    """
 
     computed: auto_rig.Computed
     overlay: Overlay
     handle: Any
+    former: auto_rig.Computed | None = None
+    of_result: bool = False
+    suggestions: list = field(default_factory=list)
     broken: bool = False
 
     @property
@@ -60,12 +67,34 @@ def apply_steps(context, cancel: threading.Event, _patience: float) -> Steps:
     return sentence
 
 
-def show(computed: auto_rig.Computed) -> None:
-    """Draw this rig in all 3D viewports, in place of an earlier one."""
-    overlay = Overlay(computed.rig, computed.sequence)
+def raw_steps(context, cancel: threading.Event, patience: float) -> Steps:
+    """Ask the skeleton network about every frame by itself, and draw what it says beside the previewed rig."""
+    from ..backend.raw_network import RawSkeletons
+
+    shown = current()
+    computed, choices = shown.computed, auto_rig.rig_choices(context)
+    work = call_backend.work(context, backend_work.raw_skeletons, computed.sequence, computed.rig, choices)
+    with Job(work, cancel) as job:
+        while job.wait(patience):
+            yield Step(job.fraction, job.text)
+    raw = RawSkeletons(*job.result())
+    if current() is None or current().computed.sequence is not computed.sequence:
+        raise Cancelled
+    current().overlay.raw = raw
+    context.scene.sprig.preview_raw = True
+    _redraw_views()
+    shifts = f"{raw.raw_shift:.2f} % a frame, those of the rig by {raw.rig_shift:.2f} %"
+    return f"Asked frame by frame, the network's joints move by {shifts}"
+
+
+def show(
+    computed: auto_rig.Computed, former: auto_rig.Computed | None = None, raw=None, of_result: bool = False
+) -> None:
+    """Draw this rig in all 3D viewports, in place of an earlier one; see Preview, and Overlay for raw."""
+    overlay = Overlay(computed.rig, computed.sequence, raw)
     discard()
     handle = bpy.types.SpaceView3D.draw_handler_add(_draw, (), "WINDOW", "POST_VIEW")
-    _current.append(Preview(computed, overlay, handle))
+    _current.append(Preview(computed, overlay, handle, former, of_result))
     _redraw_views()
 
 

@@ -192,7 +192,7 @@ class SPRIG_PG_settings(PropertyGroup):
         name="Rest Shape",
         description="Which shape of the mesh belongs to the armature's rest pose",
         items=(
-            ("BOUND", "Bound Mesh", "The mesh without deformation; it has to be bound to the armature"),
+            ("BOUND", "Bound", "The mesh without deformation; it has to be bound to the armature"),
             ("FRAME", "Frame", "The shape of a frame in which the mesh has the armature's rest pose"),
         ),
         default="BOUND",
@@ -236,6 +236,11 @@ class SPRIG_PG_settings(PropertyGroup):
         name="Joint",
         description="Joint whose skin weights are drawn; empty for all joints in colours of their own",
         search=_joints_of_the_preview,
+    )
+    preview_raw: BoolProperty(
+        name="Raw Network",
+        description="Draw what the network says of each frame by itself, in light blue",
+        default=True,
     )
     seed: IntProperty(name="Seed", description="Of every random choice; the same seed gives the same rig", min=0)
 

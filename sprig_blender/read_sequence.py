@@ -12,8 +12,9 @@ Choices a reader would question:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import bpy
@@ -59,6 +60,7 @@ def read_sequence(
     if end < start:
         raise SprigError(f"The frame range {start}:{end} is reversed; give the first frame before the last.")
     with SequenceReader(context, objects, range(start, end + 1, step)) as reader:
+        deque(reader.prepare(), maxlen=0)
         while not reader.done:
             progress(reader.fraction, f"Reading frame {reader.next_frame}")
             reader.step()
@@ -68,8 +70,9 @@ def read_sequence(
 class SequenceReader:
     """Reads objects one frame per `step()`, so that a modal operator can do it in slices; use it in a `with` block.
 
-    `done`, `fraction` (0 to 1) and `next_frame` say how far it is; `result()` is the MeshSequence. Entering raises
-    SprigError when an object cannot be read, a step when its topology changes; leaving restores the scene.
+    Go through `prepare()` first, which takes the objects one by one. `done`, `fraction` (0 to 1) and `next_frame` say
+    how far it is; `result()` is the MeshSequence. Preparing raises SprigError when an object cannot be read, a step
+    when its topology changes or it was deleted; leaving restores the scene.
     """
 
     def __init__(self, context, objects: Iterable[bpy.types.Object], frame_numbers: Iterable[int]):
@@ -87,11 +90,9 @@ class SequenceReader:
         self._row = {number: row for row, number in enumerate(self._numbers)}
         self._warnings: list[str] = []
         self._steps_done = 0
+        self._changes = ExitStack()  # how to take back what was done to the scene
 
     def __enter__(self) -> SequenceReader:
-        with ExitStack() as changes:
-            self._prepare(changes)
-            self._changes = changes.pop_all()
         return self
 
     def __exit__(self, *error):
@@ -113,39 +114,48 @@ class SequenceReader:
     def step(self):
         """Evaluate one frame and keep its positions; a frame that only a simulation needs is just evaluated."""
         number = self.next_frame
-        self._scene.frame_set(number)
-        if number in self._row:
-            self._read(self._row[number], number)
+        with _unless_deleted():
+            self._scene.frame_set(number)
+            if number in self._row:
+                self._read(self._row[number], number)
         self._steps_done += 1
 
     def result(self) -> MeshSequence:
-        """The sequence, once every frame is read; SprigError when positions are not finite or too few."""
+        """The sequence, once every frame is read; SprigError when positions are not finite or too few.
+
+        Touches nothing of Blender's, so that a thread can check the many positions.
+        """
         assert self.done, f"{len(self._plan) - self._steps_done} frames are not read yet"
-        render = self._scene.render
         starts = np.cumsum(self._sizes) - self._sizes
-        first_of_all = min(self._scene.frame_start, self._numbers[0])
         return MeshSequence(
             self._positions,
-            np.concatenate([_triangles(mesh.data) + start for mesh, start in zip(self._objects, starts, strict=True)]),
-            fps=render.fps / render.fps_base,
+            np.concatenate([faces + start for faces, start in zip(self._faces, starts, strict=True)]),
+            fps=self._fps,
             origin=self._origin,
-            object_id=np.repeat(np.arange(len(self._objects)), self._sizes),
-            object_names=[mesh.name for mesh in self._objects],
+            object_id=np.repeat(np.arange(len(self._names)), self._sizes),
+            object_names=self._names,
             frame_numbers=self._numbers,
-            frame_index=np.subtract(self._numbers, first_of_all),
-            name=self._objects[0].name,
+            frame_index=np.subtract(self._numbers, self._first_of_all),
+            name=self._names[0],
             warnings=tuple(self._warnings),
         )
 
-    def _prepare(self, changes: ExitStack):
-        """Check the objects and make the scene readable; every change leaves its reverse in `changes`."""
+    def prepare(self) -> Iterator[None]:
+        """Check the objects and make the scene readable, one object at a time; leaving the reader takes it back."""
+        with _unless_deleted():
+            yield from self._prepare()
+
+    def _prepare(self) -> Iterator[None]:
         for mesh in self._objects:
-            _check_readable(mesh)
-        changes.callback(self._scene.frame_set, self._scene.frame_current, subframe=self._scene.frame_subframe)
+            check_readable(mesh)
+            yield
+        self._take_back(self._scene.frame_set, self._scene.frame_current, subframe=self._scene.frame_subframe)
         for mesh in self._objects:
-            self._show(mesh, changes)
+            self._show(mesh)
+            yield
         for mesh in self._objects:
-            self._leave_out_generative(mesh, changes)
+            self._leave_out_generative(mesh)
+            yield
 
         simulated_from = simulation_start(self._scene, self._objects)
         self._plan = self._numbers
@@ -153,6 +163,14 @@ class SequenceReader:
             before = [number for number in self._numbers if number < simulated_from]
             self._plan = before + list(range(simulated_from, self._numbers[-1] + 1))
 
+        self._faces = []
+        for mesh in self._objects:
+            self._faces.append(_triangles(mesh.data))
+            yield
+        render = self._scene.render
+        self._fps = render.fps / render.fps_base
+        self._first_of_all = min(self._scene.frame_start, self._numbers[0])
+        self._names = [mesh.name for mesh in self._objects]
         self._sizes = [len(mesh.data.vertices) for mesh in self._objects]
         shape = (len(self._numbers), sum(self._sizes), 3)
         try:
@@ -163,30 +181,46 @@ class SequenceReader:
             ) from error
         self._corners: list = [None] * len(self._objects)
 
-    def _show(self, mesh: bpy.types.Object, changes: ExitStack):
+    def _take_back(self, function, *arguments, **named):
+        """Have this called on leaving, unless what it needs was deleted or taken out of the scene meanwhile."""
+
+        def put_back():
+            with suppress(ReferenceError, RuntimeError):
+                function(*arguments, **named)
+
+        self._changes.callback(put_back)
+
+    def _change(self, thing, attribute: str, value):
+        """Set an attribute, to be as before on leaving."""
+        old = getattr(thing, attribute)
+        if old != value:
+            setattr(thing, attribute, value)
+            self._take_back(setattr, thing, attribute, old)
+
+    def _show(self, mesh: bpy.types.Object):
         """Make the view layer evaluate an object that it hides or does not hold."""
         if mesh.visible_get(view_layer=self._view_layer):
             return
-        _change(mesh, "hide_viewport", False, changes)
+        self._change(mesh, "hide_viewport", False)
         if not mesh.visible_get(view_layer=self._view_layer) and mesh not in self._scene.collection.objects[:]:
             self._scene.collection.objects.link(mesh)
-            changes.callback(self._scene.collection.objects.unlink, mesh)
+            self._take_back(self._scene.collection.objects.unlink, mesh)
         if mesh.hide_get(view_layer=self._view_layer):
             mesh.hide_set(False, view_layer=self._view_layer)
-            changes.callback(mesh.hide_set, True, view_layer=self._view_layer)
+            self._take_back(mesh.hide_set, True, view_layer=self._view_layer)
 
-    def _leave_out_generative(self, mesh: bpy.types.Object, changes: ExitStack):
+    def _leave_out_generative(self, mesh: bpy.types.Object):
         """Switch off the modifiers after the last deforming one that change the number of vertices."""
         enabled = [modifier for modifier in mesh.modifiers if modifier.show_viewport]
         deforming = [i for i, modifier in enumerate(enabled) if modifier.type not in GENERATIVE | DATA_ONLY | {NODES}]
         after = enabled[deforming[-1] + 1 if deforming else 0 :]
         left_out = [modifier for modifier in after if modifier.type in GENERATIVE]
         for modifier in left_out:
-            _change(modifier, "show_viewport", False, changes)
+            self._change(modifier, "show_viewport", False)
         for modifier in reversed([modifier for modifier in after if modifier.type == NODES]):
             if self._has_own_vertices(mesh):
                 break
-            _change(modifier, "show_viewport", False, changes)
+            self._change(modifier, "show_viewport", False)
             left_out.append(modifier)
         if not self._has_own_vertices(mesh):
             raise self._refusal(mesh, self._scene.frame_current)
@@ -205,9 +239,11 @@ class SequenceReader:
         """Keep the world positions of the frame that is current."""
         worlds = []
         for i, mesh in enumerate(self._objects):
+            if mesh.data.is_editmode:  # entered in another window
+                raise _in_edit_mode(mesh)
             evaluated = self._evaluated(mesh)
             local = np.empty((self._sizes[i], 3), dtype=np.float32)
-            corners = _corners(evaluated.data)
+            corners = corners_of(evaluated.data)
             if self._corners[i] is None:
                 self._corners[i] = corners
             if len(evaluated.data.vertices) != len(local) or not np.array_equal(corners, self._corners[i]):
@@ -239,7 +275,7 @@ class SequenceReader:
         )
 
 
-def _check_readable(mesh: bpy.types.Object):
+def check_readable(mesh: bpy.types.Object):
     """Raise SprigError for an object whose animated surface Blender cannot give."""
     if mesh.type != "MESH":
         kind = mesh.type.replace("_", " ").lower()
@@ -250,7 +286,7 @@ def _check_readable(mesh: bpy.types.Object):
         raise SprigError(f"{mesh.name} has no faces; select a mesh with a surface.")
     for thing in influences(mesh):
         if getattr(thing.data, "is_editmode", False):
-            raise SprigError(f"{thing.name} is in Edit Mode; switch to Object Mode and try again.")
+            raise _in_edit_mode(thing)
     if mesh.mode == "SCULPT":
         raise SprigError(f"{mesh.name} is in Sculpt Mode; switch to Object Mode and try again.")
     for modifier in mesh.modifiers:
@@ -263,20 +299,25 @@ def _check_readable(mesh: bpy.types.Object):
             _check_file(mesh, bpy.path.abspath(modifier.filepath, library=mesh.library), modifier)
 
 
+def _in_edit_mode(thing: bpy.types.Object) -> SprigError:
+    return SprigError(f"{thing.name} is in Edit Mode; switch to Object Mode and try again.")
+
+
 def _check_file(mesh: bpy.types.Object, path: str, modifier: bpy.types.Modifier):
     if not Path(path).is_file():
         raise SprigError(f"{mesh.name}: the file of its modifier {modifier.name} is missing ({path}); give its place.")
 
 
-def _change(thing, attribute: str, value, changes: ExitStack):
-    """Set an attribute, leaving its reverse in `changes`."""
-    old = getattr(thing, attribute)
-    if old != value:
-        setattr(thing, attribute, value)
-        changes.callback(setattr, thing, attribute, old)
+@contextmanager
+def _unless_deleted() -> Iterator[None]:
+    """What is read may go between two steps, through a script or another window; Python then has a dead reference."""
+    try:
+        yield
+    except ReferenceError as error:
+        raise SprigError("What was read was deleted meanwhile; undo that and run it again.") from error
 
 
-def _corners(mesh: bpy.types.Mesh) -> np.ndarray:
+def corners_of(mesh: bpy.types.Mesh) -> np.ndarray:
     """Vertex of every face corner (C,) int32: the topology, but for where faces begin."""
     corners = np.empty(len(mesh.loops), dtype=np.int32)
     if len(corners):

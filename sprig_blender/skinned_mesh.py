@@ -6,6 +6,8 @@ transform is baked into the vertices, since exporters and engines want a skinned
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import bmesh
 import bpy
 import numpy as np
@@ -13,6 +15,7 @@ import numpy as np
 from ..backend.errors import SprigError
 
 SMALLEST_WEIGHT = 1e-4  # an influence below this moves a vertex by less than game formats resolve
+PORTION = 50_000  # weights that are written at a time, which takes some ten milliseconds
 
 # Modifiers that refine a surface whatever the object's axes and scale, so they mean the same on the copy. Mirror,
 # Array, Solidify and the like depend on the source's own transform and stay there.
@@ -186,19 +189,25 @@ def pruned(weights) -> np.ndarray:
     return kept / kept.sum(axis=1, keepdims=True)
 
 
-def write_vertex_groups(copy, weights, names):
-    """One vertex group per bone, filled from weights (V,J) through bmesh's deform layer: exact, and one pass."""
+def write_vertex_groups(copy, weights, names) -> Iterator[None]:
+    """One vertex group per bone, filled from weights (V,J) through bmesh's deform layer: exact, and one pass.
+
+    Goes on portion by portion, so that a window can look at its events meanwhile.
+    """
     for name in names:
         copy.vertex_groups.new(name=name)
     mesh = bmesh.new()
     try:
         mesh.from_mesh(copy.data)
+        yield
         layer = mesh.verts.layers.deform.verify()
         mesh.verts.ensure_lookup_table()
         rows, columns = np.nonzero(weights)
         values = weights[rows, columns].tolist()
-        for row, column, value in zip(rows.tolist(), columns.tolist(), values, strict=True):
+        for number, (row, column, value) in enumerate(zip(rows.tolist(), columns.tolist(), values, strict=True), 1):
             mesh.verts[row][layer][column] = value
+            if number % PORTION == 0:
+                yield
         mesh.to_mesh(copy.data)
     finally:
         mesh.free()

@@ -27,6 +27,23 @@ def is_animated(thing: bpy.types.Object) -> bool:
     return any(_changes(other) for other in influences(thing))
 
 
+def kind_of_motion(thing: bpy.types.Object) -> str:
+    """What changes a mesh with time, in a word or two for the user; empty when nothing does."""
+    for modifier in reversed(_enabled(thing)):  # the last one decides where the vertices are
+        if modifier.type == "MESH_SEQUENCE_CACHE" and modifier.cache_file:
+            return "Alembic cache" if modifier.cache_file.filepath.lower().endswith(".abc") else "USD cache"
+        if modifier.type == "MESH_CACHE":
+            return f"{modifier.cache_format} cache"
+        if modifier.type in TIMED_MODIFIERS:
+            return "Simulation"
+        if modifier.type == "ARMATURE" and modifier.object and is_animated(modifier.object):
+            return "Armature"
+    keys = getattr(thing.data, "shape_keys", None)
+    if keys and is_keyed(keys):
+        return "Shape keys"
+    return "Animation" if is_animated(thing) else ""
+
+
 def influences(thing: bpy.types.Object) -> list[bpy.types.Object]:
     """The objects that decide the object's place and shape, itself first: parents, targets, modifiers' objects."""
     found = {thing: None}  # a set that keeps its order

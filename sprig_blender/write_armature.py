@@ -14,7 +14,8 @@ Choices a reader would question:
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import bpy
@@ -44,6 +45,9 @@ TRANSLATION_TOLERANCE = 2e-6  # diagonals: a joint that moves less against its p
 TURN_TOLERANCE = 1e-5  # entry of a rotation, or diagonals: a bone of the artist's that moves less follows its parent
 RIGID_TOLERANCE = 1e-3  # largest entry of RᵀR - 1 that is still rounding in a rotation read from a float32 file
 SIDED = ("arm", "leg", "limb")  # parts with a bone collection for either side
+BONES, WEIGHTS = "Writing the armature", "Writing the skin weights"  # what it is at, for the user
+KEYS, SHAPE_KEYS = "Writing the keys", "Writing the shape keys"
+SAME_PLACE = 1e-6  # diagonals: a bone that begins this near to its parent's end is connected to it
 SINGULAR = 1e-3  # blended matrices with a smaller determinant collapse space: no shape key can undo them
 
 
@@ -82,7 +86,17 @@ class _Placed:
     diagonal: float
 
 
-def write_armature(
+def write_armature(context, rig: Rig, sources: list, object_id, **options) -> WrittenRig:
+    """Add the rig to the scene in one go; arguments and errors as for `writing`."""
+    portions = writing(context, rig, sources, object_id, **options)
+    while True:
+        try:
+            next(portions)
+        except StopIteration as end:
+            return end.value
+
+
+def writing(
     context,
     rig: Rig,
     sources: list,
@@ -91,7 +105,7 @@ def write_armature(
     corrective: MeshSequence | None = None,
     own: OwnArmature | None = None,
     root_motion: str = "hips",
-) -> WrittenRig:
+) -> Generator[str, None, WrittenRig]:
     """Add the rig to the scene: armature, skinned copies of `sources`, actions; the sources are kept and hidden.
 
     sources: the objects that were read, in object_id order; object_id (V,): the source each vertex belongs to.
@@ -102,6 +116,9 @@ def write_armature(
     a bone more ("root") or the armature ("object").
     An earlier result for these sources is replaced. Scene range and frame rate are left alone. SprigError, and an
     unchanged scene, when the objects no longer fit the rig.
+
+    Goes on portion by portion, so that a window can look at its events meanwhile, and yields what it is at; what was
+    added is taken back when the generator is closed before its end.
     """
     object_id = np.asarray(object_id)
     if len(object_id) != len(rig.rest_vertices) or object_id.max(initial=0) >= len(sources):
@@ -119,6 +136,7 @@ def write_armature(
     selection = list(context.selected_objects), context.view_layer.objects.active
     collection = _new_collection(context, sources[0])
     try:
+        yield BONES
         if own is None:
             armature = _make_armature(context, collection, placed)
             names = _make_bones(context, armature, rig.skeleton, placed)
@@ -131,29 +149,35 @@ def write_armature(
             names = list(rig.skeleton.names)
             keyed = rig.weights.any(axis=0) | _moves_by_itself(own, rig, placed)
             armature = copy_armature(context, collection, own, {names[j] for j in np.flatnonzero(keyed)})
+        yield BONES
         weights = pruned(rig.weights)
         deform = [j for j, name in enumerate(names) if armature.data.bones[name].use_deform]  # the others have no group
         groups = [names[j] for j in deform]
         meshes = []
         for k, source in enumerate(sources):
             rows = object_id == k
-            meshes.append(
-                _make_skin(
-                    context, collection, armature, source, placed.rest_vertices[rows], weights[rows][:, deform], groups
-                )
-            )
+            mesh = _make_skin(context, collection, armature, source, placed.rest_vertices[rows])
+            meshes.append(mesh)
+            for _ in write_vertex_groups(mesh, weights[rows][:, deform], groups):
+                yield WEIGHTS
             if own is not None:
-                keep_locks(source, meshes[-1])
-        actions = _write_actions(armature, names, keyed, rig, placed)
+                keep_locks(source, mesh)
+            yield WEIGHTS
+        actions = yield from _write_actions(armature, names, keyed, rig, placed)
         made = list(actions)
         if corrective is not None:
             there = placed.location if placed.travel is None else placed.location + placed.travel[:, None]
-            residual = _rest_space_residual(placed, weights, corrective.vertices + (corrective.origin - there))
-            for k, mesh in enumerate(meshes):
-                made.append(_write_corrective_keys(mesh, residual[:, object_id == k], rig.frame_numbers))
+            targets = corrective.vertices + (corrective.origin - there)
+            rows = [object_id == k for k in range(len(meshes))]
+            made += yield from _write_corrective_keys(meshes, rows, placed, weights, targets, rig.frame_numbers)
+        yield KEYS
+        # From here on nothing is taken back; a ReferenceError tells of what was deleted meanwhile.
+        assert all(thing.name for thing in (*sources, armature, *meshes, *([own.armature] if own else [])))
     except BaseException:
-        _remove_collection(collection)
-        select(context, *selection)
+        with suppress(ReferenceError):  # the user deletes things in another window
+            _remove_collection(collection)
+        with suppress(ReferenceError, RuntimeError):
+            select(context, *selection)
         raise
     remove_previous(context, sources)
     lasting = [source for source in sources if MADE_FROM_SEQUENCE not in source]
@@ -176,6 +200,25 @@ def write_armature(
         _hide(context, source)
     select(context, [armature], armature)
     return WrittenRig(armature, tuple(meshes), actions, anchor_frame, rig.fps)
+
+
+def write_skeleton(context, rig: Rig, source) -> bpy.types.Object:
+    """The skeleton alone in its rest pose, without keys, as an armature in a collection of its own beside the source.
+
+    Bones that begin where their parent ends are connected to it, so that whoever edits them moves both.
+    """
+    placed = _place(_with_frames(rig, read_anatomy(rig.skeleton.joints, rig.skeleton.parents)), None)
+    collection = _new_collection(context, source)
+    try:
+        armature = _make_armature(context, collection, placed)
+        names = _make_bones(context, armature, rig.skeleton, placed, connect=True)
+        for name, moves_skin in zip(names, rig.weights.any(axis=0), strict=True):
+            armature.data.bones[name].use_deform = bool(moves_skin)
+    except BaseException:
+        _remove_collection(collection)
+        raise
+    collection.name = armature.name = armature.data.name = f"{source.name} Joints"
+    return armature
 
 
 def remove_previous(context, sources: list):
@@ -362,8 +405,11 @@ def _make_armature(context, collection, placed: _Placed):
     return armature
 
 
-def _make_bones(context, armature, skeleton, placed: _Placed) -> list[str]:
-    """The bones in Edit Mode; returns their names in joint order (Blender may shorten one or make it unique)."""
+def _make_bones(context, armature, skeleton, placed: _Placed, connect: bool = False) -> list[str]:
+    """The bones in Edit Mode; returns their names in joint order (Blender may shorten one or make it unique).
+
+    connect: to the parent that ends where the bone begins.
+    """
     names = []
     with _edit_mode(context, armature):
         bones = []
@@ -376,6 +422,8 @@ def _make_bones(context, armature, skeleton, placed: _Placed) -> list[str]:
             bone.use_connect = False
             if parent >= 0:
                 bone.parent = bones[parent]
+                gap = np.linalg.norm(skeleton.joints[j] - skeleton.tails[parent])
+                bone.use_connect = connect and bool(gap < SAME_PLACE * placed.diagonal)
             bones.append(bone)
             names.append(bone.name)
     for name in names:
@@ -423,10 +471,9 @@ def _describe_bones(armature, names, rig: Rig):
             bone["sprig_confidence"] = float(rig.confidence[j])
 
 
-def _make_skin(context, collection, armature, source, rest_vertices, weights, names):
+def _make_skin(context, collection, armature, source, rest_vertices):
     """The skinned copy of one source: at the armature, its child, with an Armature modifier before any refinement."""
     mesh = copy_at_rest(context, source, rest_vertices, collection, source.name)
-    write_vertex_groups(mesh, weights, names)
     mesh.parent = armature
     modifier = mesh.modifiers.new("Armature", "ARMATURE")
     modifier.object = armature
@@ -434,7 +481,7 @@ def _make_skin(context, collection, armature, source, rest_vertices, weights, na
     return mesh
 
 
-def _write_actions(armature, names, keyed, rig: Rig, placed: _Placed) -> tuple:
+def _write_actions(armature, names, keyed, rig: Rig, placed: _Placed) -> Generator[str, None, tuple]:
     """An action for each clip: keys of rotation on the `keyed` bones (J,), of location on roots and on joints that
     translate against their parent in any clip, and on the armature where it travels. The first one is assigned."""
     basis = local_poses(armature, names, placed.motion, rig.skeleton.parents)
@@ -453,6 +500,7 @@ def _write_actions(armature, names, keyed, rig: Rig, placed: _Placed) -> tuple:
                 _write_curves(channels, path + "location", name, numbers, places[:, j])
             turn, values = rotation_channel(armature.pose.bones[name].rotation_mode, turns[:, j])
             _write_curves(channels, path + turn, name, numbers, values)
+            yield KEYS
         if placed.travel is not None:
             _write_curves(channels, "location", "Object Transforms", numbers, placed.location + placed.travel[rows])
         if rig.clips:
@@ -524,38 +572,44 @@ def _continuous(quaternions) -> np.ndarray:
 # --- corrective shape keys ---------------------------------------------------------------------------------------
 
 
-def _rest_space_residual(placed: _Placed, weights, targets) -> np.ndarray:
-    """What must be added to the rest shape (F,V,3) so that skinning hits targets (F,V,3): B⁻¹ (target - B rest).
+def _rest_space_residual(rest_vertices, motion, weights, target) -> np.ndarray:
+    """What must be added to the rest shape (V,3) so that skinning hits one frame's target (V,3): B⁻¹ (target - B rest).
 
     B = sum_j w_j motion_j is the blended matrix of a vertex. Shape keys act before the armature, hence the inverse.
     """
-    residual = np.empty(targets.shape)
-    for f, motion in enumerate(placed.motion):
-        blended = (weights @ motion[:, :3].reshape(-1, 12)).reshape(-1, 3, 4)
-        linear = blended[:, :, :3]
-        error = targets[f] - np.einsum("vij,vj->vi", linear, placed.rest_vertices) - blended[:, :, 3]
-        regular = np.abs(np.linalg.det(linear)) > SINGULAR
-        residual[f, regular] = np.linalg.solve(linear[regular], error[regular, :, None])[..., 0]
-        residual[f, ~regular] = np.einsum("vij,vj->vi", np.linalg.pinv(linear[~regular], rcond=0.1), error[~regular])
+    residual = np.empty(target.shape)
+    blended = (weights @ motion[:, :3].reshape(-1, 12)).reshape(-1, 3, 4)
+    linear = blended[:, :, :3]
+    error = target - np.einsum("vij,vj->vi", linear, rest_vertices) - blended[:, :, 3]
+    regular = np.abs(np.linalg.det(linear)) > SINGULAR
+    residual[regular] = np.linalg.solve(linear[regular], error[regular, :, None])[..., 0]
+    residual[~regular] = np.einsum("vij,vj->vi", np.linalg.pinv(linear[~regular], rcond=0.1), error[~regular])
     return residual
 
 
-def _write_corrective_keys(mesh, residual, frame_numbers):
-    """One relative shape key per frame, worth 1 at its frame and 0 at the keys beside it; returns their action."""
-    mesh.shape_key_add(name="Basis")
-    rest = np.empty((len(mesh.data.vertices), 3), dtype=np.float32)
-    mesh.data.vertices.foreach_get("co", rest.ravel())
-    keys = mesh.data.shape_keys
-    action = bpy.data.actions.new(f"{mesh.name} Corrective")
-    channels = channels_for(action, keys)
-    for f, number in enumerate(frame_numbers):
-        block = mesh.shape_key_add(name=f"frame {number}", from_mix=False)
-        block.data.foreach_set("co", (rest + residual[f]).astype(np.float32).ravel())
+def _write_corrective_keys(meshes, rows, placed: _Placed, weights, targets, numbers) -> Generator[str, None, list]:
+    """One relative shape key per frame, worth 1 at its frame and 0 at the keys beside it; returns their actions.
+
+    rows: which vertices each mesh has; targets (F,V,3): where they should be, in the armature's space.
+    """
+    actions, channels, rest = [], [], []
+    for mesh in meshes:
+        mesh.shape_key_add(name="Basis")
+        actions.append(bpy.data.actions.new(f"{mesh.name} Corrective"))
+        channels.append(channels_for(actions[-1], mesh.data.shape_keys))
+        rest.append(np.empty((len(mesh.data.vertices), 3), dtype=np.float32))
+        mesh.data.vertices.foreach_get("co", rest[-1].ravel())
+    for f, number in enumerate(numbers):
+        residual = _rest_space_residual(placed.rest_vertices, placed.motion[f], weights, targets[f])
         near = slice(max(f - 1, 0), f + 2)
-        values = (np.arange(len(frame_numbers)) == f)[near, None].astype(np.float32)
-        path = f'key_blocks["{bpy.utils.escape_identifier(block.name)}"].value'
-        _write_curves(channels, path, "Corrective", frame_numbers[near], values)
-    return action
+        values = (np.arange(len(numbers)) == f)[near, None].astype(np.float32)
+        for k, mesh in enumerate(meshes):
+            block = mesh.shape_key_add(name=f"frame {number}", from_mix=False)
+            block.data.foreach_set("co", (rest[k] + residual[rows[k]]).astype(np.float32).ravel())
+            path = f'key_blocks["{bpy.utils.escape_identifier(block.name)}"].value'
+            _write_curves(channels[k], path, "Corrective", numbers[near], values)
+            yield SHAPE_KEYS
+    return actions
 
 
 # --- scene housekeeping ------------------------------------------------------------------------------------------
@@ -604,7 +658,7 @@ def _new_collection(context, source):
 def _visible_parent(layer, source, scene):
     """The collection in which the source's collection lies, when everything in it can be seen and edited."""
     for child in layer.children:
-        if child.is_visible and child.collection.library is None and child.collection.override_library is None:
+        if child.is_visible and child.collection.is_editable and child.collection.override_library is None:
             if source.name in child.collection.objects and child.collection.objects[source.name] == source:
                 return layer.collection
             found = _visible_parent(child, source, scene)
@@ -635,8 +689,8 @@ def in_view_layer(context, thing) -> bool:
 def _hide(context, source):
     """Hide with the eye icon, so that one click compares it with the result, and in renders."""
     source.hide_render = True
-    if in_view_layer(context, source):
-        source.hide_set(True)
+    with suppress(RuntimeError):  # it is in no collection of this view layer
+        source.hide_set(True, view_layer=context.view_layer)
 
 
 def _show(context, source):

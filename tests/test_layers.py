@@ -32,7 +32,8 @@ def module_name(path: Path) -> str:
 
 
 def modules(*layers: str) -> list[str]:
-    return [module_name(path) for path in sources() if path.parts[0] in layers]
+    """Names of all modules; presets are scripts, which Blender runs when one is chosen."""
+    return [module_name(path) for path in sources() if path.parts[0] in layers and "presets" not in path.parts]
 
 
 # ---- reading the sources
@@ -158,6 +159,11 @@ def test_the_doors_import_nothing_heavy():
     doors = ["sprig", "sprig.backend", "sprig.sprig_blender", "sprig.sprig_blender.cli"]
     imported = import_without(BLENDER, doors)
     assert not imported & {"alembic3d", "scipy", "torch", "trimesh", *BLENDER}
+
+
+def test_the_separate_process_needs_no_blender():
+    imported = import_without(BLENDER, ["sprig.sprig_blender.backend_child"])
+    assert "numpy" in imported and not imported & {"torch", *BLENDER}
 
 
 def test_the_add_on_needs_no_torch_to_be_enabled():

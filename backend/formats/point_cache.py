@@ -9,6 +9,7 @@ each sample in seconds, then float32 samples x points x 3. The times are not rea
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from .polygons import triangulate
 PC2_HEADER = np.dtype(
     [("magic", "S12"), ("version", "<i4"), ("points", "<i4"), ("start", "<f4"), ("step", "<f4"), ("samples", "<i4")]
 )
+SHORTEST_STEP = 0.01  # frames; the Mesh Cache modifier goes through a file a hundred times as fast at most
 MDD_HEADER = np.dtype([("samples", ">i4"), ("points", ">i4")])
 
 
@@ -45,17 +47,56 @@ def read(path, *, rest, fps: float | None = None, up: str | None = None) -> Mesh
     )
 
 
+@dataclass(frozen=True)
+class PointCache:
+    """What the header of a point cache says: start is the frame of its first sample, step the frames between two."""
+
+    samples: int
+    vertices: int
+    start: float = 1.0
+    step: float = 1.0
+
+
+def probe(path) -> PointCache:
+    """The header of a .pc2 or .mdd; SprigError unless the file is as long as it says."""
+    path = Path(path)
+    with checks.file_errors(path):
+        if path.suffix.lower() == ".pc2":
+            header, start = _pc2_header(path), PC2_HEADER.itemsize
+            timing = _pc2_timing(header)
+        else:
+            header = _read_header(path, MDD_HEADER)
+            start, timing = _mdd_start(header), {}
+        frames, vertices = _check_size(path, start, header)
+    return PointCache(frames, vertices, **timing)
+
+
 def _read_pc2(path: Path) -> np.ndarray:
-    header = _read_header(path, PC2_HEADER)
-    if header["magic"] != b"POINTCACHE2" or header["version"] != 1:
-        raise SprigError(f"{path.name} is no PC2 file of version 1; export it again.")
-    return _read_positions(path, PC2_HEADER.itemsize, header, "<f4")
+    return _read_positions(path, PC2_HEADER.itemsize, _pc2_header(path), "<f4")
 
 
 def _read_mdd(path: Path) -> np.ndarray:
     header = _read_header(path, MDD_HEADER)
-    times = 4 * max(0, int(header["samples"]))
-    return _read_positions(path, MDD_HEADER.itemsize + times, header, ">f4")
+    return _read_positions(path, _mdd_start(header), header, ">f4")
+
+
+def _pc2_header(path: Path):
+    header = _read_header(path, PC2_HEADER)
+    if header["magic"] != b"POINTCACHE2" or header["version"] != 1:
+        raise SprigError(f"{path.name} is no PC2 file of version 1; export it again.")
+    return header
+
+
+def _pc2_timing(header) -> dict[str, float]:
+    """Start and step of a PC2; neither where the file has nonsense there, as some writers leave it empty."""
+    start, step = float(header["start"]), float(header["step"])
+    plausible = abs(start) <= checks.MAX_FRAMES and SHORTEST_STEP <= step <= checks.MAX_FRAMES
+    return {"start": start, "step": step} if plausible else {}
+
+
+def _mdd_start(header) -> int:
+    """Where the positions begin: behind the header and the times."""
+    return MDD_HEADER.itemsize + 4 * max(0, int(header["samples"]))
 
 
 def _read_header(path: Path, layout: np.dtype):
@@ -66,8 +107,13 @@ def _read_header(path: Path, layout: np.dtype):
 
 
 def _read_positions(path: Path, offset: int, header, kind: str) -> np.ndarray:
-    """Positions (F,V,3), once the counts are plausible and the file is exactly as long as they say."""
+    """Positions (F,V,3)."""
+    return np.fromfile(path, dtype=kind, offset=offset).reshape(*_check_size(path, offset, header), 3)
+
+
+def _check_size(path: Path, offset: int, header) -> tuple[int, int]:
+    """Frames and vertices, once they are plausible and the file is exactly as long as they say."""
     frames, vertices = int(header["samples"]), int(header["points"])
     checks.check_counts(path, frames=frames, vertices=vertices)
     checks.check_byte_count(path, offset + 12 * frames * vertices, path.stat().st_size)
-    return np.fromfile(path, dtype=kind, offset=offset).reshape(frames, vertices, 3)
+    return frames, vertices

@@ -14,12 +14,14 @@ from ..small_wheels import make_wheel
 
 def registered() -> dict:
     """Everything that enabling an add-on may add to Blender and to Python."""
-    menu = getattr(bpy.types.VIEW3D_MT_object_animation.draw, "_draw_funcs", [])  # Blender's own entry is one of them
+    menus = (bpy.types.VIEW3D_MT_object_animation, bpy.types.TOPBAR_MT_file_import, bpy.types.TOPBAR_MT_file_export)
+    entries = [getattr(menu.draw, "_draw_funcs", []) for menu in menus]  # Blender's own entry is one of them
     return {
         "types": [name for name in dir(bpy.types) if name.startswith("SPRIG_")],
         "operators": [name for name in dir(bpy.ops.sprig)],
         "properties": [hasattr(owner, "sprig") for owner in (bpy.types.Scene, bpy.types.Object)],
-        "menu": [entry.__module__ for entry in menu if "sprig" in entry.__module__],
+        "menus": [[entry.__name__ for entry in menu if "sprig" in entry.__module__] for menu in entries],
+        "presets": [folder for folder in bpy.utils.preset_paths("sprig") if "sprig_blender" in folder],
         "handlers": {
             name: list(handlers)
             for name in dir(bpy.app.handlers)
@@ -42,8 +44,8 @@ def test_disabling_leaves_nothing_behind(repository):
     without, enabled, again_without, enabled_again, at_last = seen
     assert without == again_without == at_last
     assert enabled == enabled_again != without
-    assert enabled["types"] and enabled["menu"] and all(enabled["properties"])
-    assert not (without["types"] or without["menu"] or any(without["properties"]))
+    assert enabled["types"] and enabled["presets"] and all((*enabled["menus"], *enabled["properties"]))
+    assert not (without["types"] or without["presets"] or any((*without["menus"], *without["properties"])))
 
 
 def test_everything_shown_is_described(extension):

@@ -85,6 +85,7 @@ def test_library_that_does_not_load_is_not_kept(tmp_path, wheels):
     folder = tmp_path / "user" / "py-cpu"
     with pytest.raises(SprigError, match=r"do not load here \(OSError: libmissing.so: cannot open\); nothing was kept"):
         dependencies.install(folder, source, wheels=pins)
+    assert "Traceback" in dependencies.log() and "libmissing.so" in dependencies.log()
     assert beside(folder) == []
 
 
@@ -111,26 +112,62 @@ def test_downloads_are_checked_against_the_hashes(tmp_path, wheels, monkeypatch)
     assert (folder / "sprigtinyone.py").read_text() == "answer = 42\n"
 
 
-def test_library_that_is_there_but_does_not_load(tmp_path, monkeypatch):
-    """What Windows does with a missing DLL: found and of the right version, but importing it fails."""
-    (tmp_path / "torch.py").write_text("raise OSError('[WinError 1114] c10.dll did not initialise')")
-    info = tmp_path / "torch-2.13.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.13.0\n")
-    monkeypatch.delitem(sys.modules, "torch", raising=False)
-    monkeypatch.syspath_prepend(tmp_path)
+def test_library_that_is_there_but_does_not_load(tmp_path):
+    """A missing DLL: found and of the right version, but importing it fails wherever that is tried."""
+    assert dependencies.ready()
+    try:
+        reason = "[WinError 1114] c10.dll did not initialise\nmore of that"
+        error = dependencies.will_not_load("torch", reason)
+        assert str(error).startswith(
+            "torch does not work here: [WinError 1114] c10.dll did not initialise; install the"
+        )
+        states = {library.name: library.state for library in dependencies.libraries()}
+        assert states.pop("torch") is State.BROKEN and set(states.values()) == {State.READY}
+        with pytest.raises(SprigError, match="torch does not work here"):
+            dependencies.check()
+        assert dependencies.has_failed() and reason in dependencies.log()
+        assert "torch: Broken [WinError 1114]" in dependencies.log() and "Python 3." in dependencies.log()
+
+        dependencies.use_folder(str(tmp_path))
+        dependencies.will_not_load("torch", reason)
+        assert dependencies.what_to_do().endswith("; correct Existing Folder in the add-on's preferences")
+    finally:
+        dependencies.use_folder(None)
+    assert dependencies.ready()
+    dependencies.check()
+
+
+def test_libraries_for_graphics_cards_come_from_the_folder_too(tmp_path, wheels):
+    """torch for CUDA wants more than the pins say; numpy stays Blender's, whatever lies there."""
+    source, pins = wheels
+    for project in ("nvidia_sprigtiny_cu13", "triton", "numpy", "something_else"):
+        make_wheel(source, project)
+    make_wheel(source, "sprigtinyone", "1.0+cu130", source="answer = 'CUDA'\n")
+    folder = tmp_path / "user" / "py-cpu"
+    dependencies.install(folder, source, wheels=pins)
+    modules = sorted(path.name for path in folder.glob("*.py"))
+    assert modules == ["nvidia_sprigtiny_cu13.py", "sprigtinyone.py", "sprigtinytwo.py", "triton.py"]
+    assert "CUDA" in (folder / "sprigtinyone.py").read_text()
+
+
+def test_blender_with_another_python(tmp_path, monkeypatch):
+    """After an upgrade of Blender the folder for the former Python is no installation, and the sentence says so."""
+    monkeypatch.setattr(dependencies, "_own_root", tmp_path)
+    monkeypatch.setattr(dependencies, "REQUIRED", {"sprigtinyone": (1, 0)})
     dependencies.look_again()
     try:
-        assert dependencies.ready()
-        with pytest.raises(
-            SprigError, match=r"torch does not work here: \[WinError 1114\] .*; install the libraries in"
-        ):
-            dependencies.load()
-        assert [library.state for library in dependencies.libraries()] == [State.READY, State.BROKEN, State.READY]
+        assert dependencies.what_is_wrong().startswith("SPRig needs sprigtinyone")
+        (tmp_path / "py39-cpu").mkdir()
+        dependencies.use_folder("")
+        assert not dependencies.is_installed()
+        assert dependencies.what_is_wrong() == (
+            "The libraries were installed for Python 3.9, and this Blender has another"
+        )
+        dependencies.own_folder().mkdir()
+        assert dependencies.what_is_wrong().startswith("SPRig needs sprigtinyone")
     finally:
         monkeypatch.undo()
         dependencies.use_folder(None)
-    assert dependencies.ready()
 
 
 def test_machine_without_a_tested_build(tmp_path, wheels):

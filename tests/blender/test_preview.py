@@ -77,7 +77,7 @@ def test_applied_it_is_what_auto_rig_writes(addon, monkeypatch):
     body.hide_set(False)
 
     previewed(addon, body)
-    monkeypatch.setattr(addon.auto_rig, "_solve", None)  # nothing is computed again
+    monkeypatch.setattr(addon.auto_rig.call_backend, "work", None)  # nothing is computed again
     monkeypatch.setattr(addon.auto_rig, "read_frames", None)
     assert bpy.ops.sprig.apply_preview() == {"FINISHED"}
     armature = bpy.context.view_layer.objects.active
@@ -256,6 +256,14 @@ def test_sticks_and_links_end_where_the_bones_do(rig, overlay):
     np.testing.assert_allclose(ends[0::2], overlay.tails[f][rig.skeleton.parents[1:]], atol=1e-5)
     np.testing.assert_allclose(ends[1::2], overlay.heads[f][1:], atol=1e-5)
     assert list(drawing.loose_bones(rig, distance=1e9)) == []
+
+
+def test_lines_of_a_raw_skeleton():
+    """From every joint's parent to the joint, parents first or not; a joint alone has none."""
+    joints = np.array([[0, 0, 1], [0, 0, 0], [1, 0, 1]], dtype=float)
+    ends = drawing.raw_lines(joints, np.array([1, -1, 0]))
+    np.testing.assert_array_equal(ends, [[0, 0, 0], [0, 0, 1], [0, 0, 1], [1, 0, 1]])
+    assert ends.dtype == np.float32 and drawing.raw_lines(joints[:1], np.array([-1])).shape == (0, 3)
 
 
 def test_octahedra_are_closed_and_face_outwards(overlay):

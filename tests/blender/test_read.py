@@ -614,6 +614,7 @@ def test_reading_step_by_step(tmp_path):
     before = scene_state()
     fractions = []
     with SequenceReader(bpy.context, [thing], [1, 4]) as reader:
+        list(reader.prepare())
         while not reader.done:
             fractions.append(reader.fraction)
             reader.step()

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import blender_gui as gui  # comes with the runner
@@ -283,6 +284,40 @@ def cancel(stage):
     return figures
 
 
+def separate(stage):
+    """The backend in a process of Blender's own Python: Esc ends it, and the rig is the same as inside Blender."""
+    stage.enable()
+    stage.add_bar()
+    yield stage.look()
+    preferences = bpy.context.preferences.addons[ADD_ON].preferences
+    preferences.separate_process = "ALWAYS"
+
+    def children():
+        lists = Path("/proc/self/task").glob("*/children")
+        return sum(len(file.read_text().split()) for file in lists)
+
+    figures = {"torch before": "torch" in sys.modules}
+    stage.press_the_button()
+    yield lambda: stage.running().text == "Loading PyTorch" and children()
+    stage.key("ESC")
+    yield lambda: stage.running() is None
+    figures["children after Esc"] = children()
+
+    rigs = []
+    for choice in ("ALWAYS", "AUTO"):
+        preferences.separate_process = choice
+        stage.press_the_button()
+        yield lambda: stage.running() is None
+        figures.setdefault("torch then", "torch" in sys.modules)
+        figures["problem"] = stage.problem() and stage.problem().sentence
+        armature = bpy.context.view_layer.objects.active
+        rigs.append([armature.sprig.rmse, *(list(bone.head_local) for bone in armature.data.bones)])
+        gui.shot(str(stage.scratch / f"{choice}.png"))
+    figures["same"] = rigs[0] == rigs[1]
+    figures["children at last"] = children()
+    return figures
+
+
 def meanwhile(stage):
     """What the user does while the worker computes: edits the mesh, deletes it, enters another mode, opens a file."""
     stage.enable()
@@ -378,15 +413,21 @@ def trouble(stage):
 
     scene = bpy.context.scene
     scene.sprig.anchor_mode, scene.sprig.anchor_frame = "FRAME", 99
+    figures["greyed out"] = not bpy.ops.sprig.auto_rig_sequence.poll()
+    yield seconds(0.5)
+    gui.shot(str(stage.scratch / "greyed.png"))
+    scene.sprig.anchor_mode = "AUTO"
+    for kind in ("MIRROR", "WAVE"):
+        bar.modifiers.new(kind.title(), kind)
     stage.press_the_button()
     yield lambda: stage.running() is None
     figures["mistake"] = stage.problem().sentence
-    scene.sprig.anchor_mode = "AUTO"
+    bar.modifiers.clear()
     yield seconds(0.5)
     gui.shot(str(stage.scratch / "mistake.png"))
 
     before = stage.scene_print()
-    stage.module("sprig_blender.auto_rig").write_armature = lambda *arguments, **named: {}["a bug"]
+    stage.module("sprig_blender.auto_rig").writing = lambda *arguments, **named: {}["a bug"]
     stage.press_the_button()
     yield lambda: stage.running() is None
     figures["bug"] = stage.problem().sentence
@@ -580,6 +621,99 @@ def preview(stage):
     return figures
 
 
+def adjust(stage):
+    """The network frame by frame beside the rig; joints edited in Edit Mode, fitted again and applied."""
+    stage.enable()
+    stage.add_animal()
+    gui.maximize()
+    scene = bpy.context.scene
+    settings = scene.sprig
+    settings.skeleton, settings.joints_mode, settings.joints = "motion", "NUMBER", 60
+    settings.frame_step = 3  # fewer frames are quicker, and look the same here
+    bpy.ops.ed.undo_push(message="Settings")
+    yield seconds(0.5)
+    yield stage.look()
+    before = stage.scene_print()
+    preview_module = stage.module("sprig_blender.preview")
+    durations = []
+
+    def press(operator, **options):
+        window, area, region, _space = gui.view3d()
+        with bpy.context.temp_override(window=window, area=area, region=region):
+            operator("INVOKE_DEFAULT", **options)
+        return lambda: stage.running() is None
+
+    def redrawn():
+        """A condition: the overlay has been drawn since."""
+        count = len(durations)
+        return lambda: len(durations) > count
+
+    yield press(bpy.ops.sprig.preview)
+    assert stage.problem() is None, stage.problem()
+    yield press(bpy.ops.sprig.show_raw_network)
+    assert stage.problem() is None, stage.problem()
+    shown = preview_module.current()
+    raw = shown.overlay.raw
+    figures = {
+        "joints": len(shown.computed.rig.skeleton),
+        "raw joints": max(len(parents) for parents in raw.parents),
+        "shifts": [raw.raw_shift, raw.rig_shift],
+        "unchanged": stage.scene_print() == before,
+    }
+    draw = shown.overlay.draw
+
+    def timed(context):
+        start = time.perf_counter()
+        draw(context)
+        durations.append(time.perf_counter() - start)
+
+    shown.overlay.draw = timed
+    for step in range(SCRUBBED // 5):
+        scene.frame_set(1 + step % scene.frame_end)
+        yield redrawn()
+    figures["milliseconds"] = 1000 * float(np.median(durations))
+    shown.overlay.draw = draw
+    yield seconds(8)  # until the message in the status bar is gone
+    gui.shot(str(stage.scratch / "raw.png"))
+    settings.preview_raw = False
+
+    names = set(bpy.data.objects.keys())
+    yield press(bpy.ops.sprig.adjust)
+    assert stage.problem() is None, stage.problem()
+    (name,) = set(bpy.data.objects.keys()) - names
+    figures["editing"] = bpy.context.mode
+    yield seconds(3)
+    gui.shot(str(stage.scratch / "editing.png"))
+    stage.key("Z", ctrl=True)
+    yield lambda: name not in bpy.data.objects
+    figures["undone"] = stage.scene_print() == before
+    yield press(bpy.ops.sprig.adjust)
+
+    bones = bpy.data.objects[name].data.edit_bones
+    leaf = next(bone for bone in bones if not bone.children)
+    new = bones.new("addition")
+    new.head, new.tail, new.parent = leaf.tail.copy(), leaf.tail + leaf.vector, leaf
+    new.use_connect = True
+    yield press(bpy.ops.sprig.refit)
+    assert stage.problem() is None, stage.problem()
+    figures["fitted"] = ["addition" in preview_module.current().computed.rig.skeleton.names, bpy.context.mode]
+    bpy.context.scene.frame_set(20)  # undo has made another scene of it
+    yield seconds(6)
+    gui.shot(str(stage.scratch / "fitted.png"))
+
+    yield press(bpy.ops.sprig.apply_preview)
+    assert stage.problem() is None, stage.problem()
+    figures["applied"] = ["addition" in bpy.context.view_layer.objects.active.data.bones, name in bpy.data.objects]
+    yield press(bpy.ops.sprig.adjust)  # what was applied
+    assert stage.problem() is None, stage.problem()
+    figures["again"] = bpy.context.mode
+    yield seconds(1)
+    gui.shot(str(stage.scratch / "again.png"))
+    bpy.ops.sprig.discard_adjustment()
+    figures["left"] = [bpy.context.mode, preview_module.current()]
+    return figures
+
+
 def hand_over(stage):
     """Comparing and cleaning up are one undo step each, the panel says what was found, and a file is written."""
     stage.enable()
@@ -680,7 +814,7 @@ def tutorial(stage):
 
     yield seconds(1)
     shot("ready")
-    stage.open_sections("Networks", "Own Armature", "Advanced")
+    stage.open_sections("Sequence", "Skeleton", "Skinning", "Motion", "Networks", "Own Armature", "Advanced")
     yield seconds(1)
     shot("sections")
     stage.open_sections()
@@ -708,7 +842,70 @@ def tutorial(stage):
     return {**figures, "alone": {"libraries": place, "sections": place}}
 
 
+def sections(stage):
+    """The panel with all its settings and at work, in English and in German; a file dropped; a greyed-out button."""
+    stage.enable()
+    animal = stage.add_animal()
+    gui.maximize()
+    yield seconds(0.5)
+    yield stage.look()
+    yield seconds(1)
+    gui.shot(str(stage.scratch / "closed.png"))
+    stage.open_sections("Sequence", "Skeleton", "Skinning", "Motion", "Networks", "Own Armature", "Advanced")
+    yield seconds(1)
+    gui.shot(str(stage.scratch / "open.png"))
+    animal.modifiers[0].show_viewport = False
+    stage.open_sections()
+    yield seconds(1)
+    figures = {"still": bpy.ops.sprig.auto_rig_sequence.poll()}
+    gui.shot(str(stage.scratch / "still.png"))
+    cache = animal.modifiers[0].filepath
+    animal.modifiers.clear()
+    bpy.ops.ed.undo_push(message="Without a cache")
+    bpy.ops.sprig.import_sequence(
+        "INVOKE_DEFAULT", True, directory=str(stage.scratch), files=[{"name": Path(cache).name}]
+    )
+    figures["dropped"] = bpy.ops.sprig.auto_rig_sequence.poll()
+    stage.key("Z", ctrl=True)
+    yield lambda: not bpy.data.objects["Elephant"].modifiers
+    stage.key("Z", ctrl=True, shift=True)
+    yield lambda: bpy.data.objects["Elephant"].modifiers
+
+    view = bpy.context.preferences.view
+    figures["German"] = None
+    with suppress(TypeError):  # Debian's Blender may lie there without its languages
+        view.language = "de_DE"
+        view.use_translate_interface = view.use_translate_tooltips = True
+        say = bpy.app.translations.pgettext_iface
+        figures["German"] = [say("Own Armature"), say("Auto-Rig Sequence", "Operator"), say("May Stretch")]
+    stage.open_sections("Skeleton", "Motion", "Networks", "Own Armature")
+    yield seconds(1)
+    gui.shot(str(stage.scratch / "german.png"))
+    stage.open_sections()
+    stage.press_the_button()
+    yield lambda: stage.running() is None or stage.running().seconds_left is not None
+    figures["time left"] = stage.running() is not None and stage.running().seconds_left > 0
+    yield seconds(0.2)
+    gui.shot(str(stage.scratch / "time_left.png"))
+    stage.key("ESC")
+    yield lambda: stage.running() is None
+    return figures
+
+
 SCENARIOS = {
     function.__name__: function
-    for function in (panel, cancel, meanwhile, trouble, install, finetune, preview, hand_over, tutorial)
+    for function in (
+        panel,
+        sections,
+        cancel,
+        separate,
+        meanwhile,
+        trouble,
+        install,
+        finetune,
+        preview,
+        adjust,
+        hand_over,
+        tutorial,
+    )
 }

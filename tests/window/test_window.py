@@ -61,6 +61,14 @@ def test_panel(play, animal):
         assert (pictures / name).stat().st_size > 10_000, name
 
 
+def test_sections(play, animal):
+    result, pictures = play("sections")
+    assert result.pop("German") in (None, ["Eigene Armature", "Sequenz automatisch riggen", "Streckbar"])
+    assert result == {"still": False, "dropped": True, "time left": True}
+    for name in ("closed.png", "open.png", "still.png", "german.png", "time_left.png"):
+        assert (pictures / name).stat().st_size > 10_000, name
+
+
 def test_esc_in_every_phase(play):
     result, _pictures = play("cancel")
     assert result.pop("reading").startswith("Reading frame")
@@ -72,6 +80,18 @@ def test_esc_in_every_phase(play):
         "unchanged after the button": True,
         "complaint": None,
         "threads": [],
+    }
+
+
+def test_separate_process(play):
+    result, _pictures = play("separate")
+    assert result == {
+        "torch before": False,
+        "children after Esc": 0,
+        "torch then": False,
+        "problem": None,
+        "same": True,
+        "children at last": 0,
     }
 
 
@@ -95,7 +115,10 @@ def test_the_user_works_on_meanwhile(play):
 def test_trouble(play):
     result, _pictures = play("trouble")
     assert not result["without torch"]
-    assert result["mistake"] == "The rest pose's frame 99 is not one of the frames 1 to 20; choose one of them."
+    assert result["greyed out"] and result["mistake"] == (
+        "Bar has other vertices at frame 1 than its own mesh has, because of the modifier Mirror; "
+        "apply that modifier or switch it off."
+    )
     assert "a bug of ours (KeyError)" in result["bug"] and result["unchanged"]
     assert "KeyError: 'a bug'" in result["report"] and "Blender" in result["report"]
     assert result["dismissed"]
@@ -118,6 +141,21 @@ def test_preview(play, animal):
     assert result["applied"] == [result["joints"], None]
     assert "The preview met a bug of ours (TypeError)" in result["failed"]
     for name in ("sticks.png", "octahedra.png", "joint.png", "joints.png", "error.png", "applied.png"):
+        assert (pictures / name).stat().st_size > 10_000, name
+
+
+def test_adjusting(play, animal):
+    result, pictures = play("adjust")
+    joints = result["joints"], result["raw joints"]
+    print(
+        f"The overlay takes {result['milliseconds']:.2f} ms a redraw with {joints} joints; shifts {result['shifts']} %"
+    )
+    assert result["milliseconds"] < 2  # 1 where nothing else runs
+    assert result["shifts"][0] > result["shifts"][1] > 0
+    assert result["unchanged"] and result["undone"] and result["editing"] == result["again"] == "EDIT_ARMATURE"
+    assert result["fitted"] == [True, "OBJECT"] and result["applied"] == [True, False]
+    assert result["left"] == ["OBJECT", None]
+    for name in ("raw.png", "editing.png", "fitted.png", "again.png"):
         assert (pictures / name).stat().st_size > 10_000, name
 
 
