@@ -58,7 +58,7 @@ def the_same_numbers(monkeypatch):
     monkeypatch.setattr(train, "DECODED", 2)
     monkeypatch.setattr(train, "WEIGHED", 64)
     monkeypatch.setattr(finetune, "MADE", 4)
-    monkeypatch.setattr(finetune, "REPLAYED", {"skeleton": 2, "skinning": 2})
+    monkeypatch.setattr(finetune, "REPLAYED", 2)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():
@@ -254,44 +254,38 @@ def test_networks_of_puppeteers_architecture_learn(rank, short):
 
 
 def replay_of(teachers, times):
-    source = loop.Source(REPLAY_FROM, CPU, heat=True)
-    return finetune.Replay(source, teachers, CPU, times, seed=0)
+    return finetune.Replay(loop.Source(REPLAY_FROM, CPU), teachers.skeleton, CPU, times, seed=0)
 
 
 def test_a_student_that_is_the_teacher_has_no_distance_and_others_do(teachers):
-    replay = replay_of(teachers, 2.0)
-    for kind in ("skeleton", "skinning"):
-        teacher = getattr(teachers, kind)
-        other = train.student_of(teacher, FineTuneConfig())
-        loss = replay(kind)
-        assert float(loss(other, 2).detach()) == pytest.approx(0, abs=1e-6)
-        with torch.no_grad():
-            for parameter in train.trained(other).values():
-                parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
-        away = loss(other, 2)
-        away.backward()
-        away = float(away.detach())
-        assert away > 1e-3
-        assert all(parameter.grad is None for parameter in teacher.parameters())
-        replay.times = 1.0
-        assert float(loss(other, 2).detach()) == pytest.approx(away / 2, rel=1e-5)  # the same characters again
-        assert float(loss(other, 4).detach()) != pytest.approx(away / 2, rel=1e-5)
-        replay.times = 2.0
-        assert loss(other, 3) is None
+    replay, teacher = replay_of(teachers, 2.0), teachers.skeleton
+    other = train.student_of(teacher, FineTuneConfig())
+    assert float(replay(other, 2).detach()) == pytest.approx(0, abs=1e-6)
+    with torch.no_grad():
+        for parameter in train.trained(other).values():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    away = replay(other, 2)
+    away.backward()
+    away = float(away.detach())
+    assert away > 1e-3
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    replay.times = 1.0
+    assert float(replay(other, 2).detach()) == pytest.approx(away / 2, rel=1e-5)  # the same characters again
+    assert float(replay(other, 4).detach()) != pytest.approx(away / 2, rel=1e-5)
+    assert replay(other, 3) is None
 
 
 def test_replay_keeps_the_student_near_the_teacher(teachers, short):
-    config = FineTuneConfig(epochs=3, frames=2, skeleton_rate=1e-2, skinning_rate=1e-2, warm_up=2)
+    config = FineTuneConfig(epochs=3, frames=2, skeleton_rate=1e-2, warm_up=2)
     never_seen = replay_of(teachers, 1.0)
     never_seen.seed = 99
-    for kind in ("skeleton", "skinning"):
-        away = []
-        for share in (0, 20):
-            made = replay_of(teachers, share) if share else lambda kind: None
-            tuned = finetune.train_student([short], teachers, config, (kind,), replay=made)
-            with torch.no_grad():
-                away.append(float(never_seen(kind)(getattr(tuned.networks, kind), 0)))
-        assert away[1] < 0.7 * away[0], (kind, away)
+    away = []
+    for share in (0, 20):
+        made = replay_of(teachers, share) if share else None
+        tuned = finetune.train_student([short], teachers, config, ("skeleton",), replay=made)
+        with torch.no_grad():
+            away.append(float(never_seen(tuned.networks.skeleton, 0)))
+    assert away[1] < 0.7 * away[0], away
 
 
 # ---- what is read

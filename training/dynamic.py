@@ -396,12 +396,12 @@ def replay_of(options, teacher: Networks):
     """What keeps the one student of many clips near its teacher on other characters, as `sprig.training.finetune` has
     it; nothing in protocol b, whose students are for one clip."""
     if options.protocol == "b" or options.replay == 0:
-        return lambda kind: None
+        return None
     bank = ["--bank", str(options.bank)] if options.bank else []
     asked = finetune.arguments().parse_args(["none", *bank, "--seed", str(options.seed)])
     place = loop.Place(torch.device(teacher.device), 0, 1, False)
-    source = loop.Source(asked, place, heat=True)
-    return finetune.Replay(source, teacher, place, options.replay, options.seed)
+    source = loop.Source(asked, place)
+    return finetune.Replay(source, teacher.skeleton, place, options.replay, options.seed)
 
 
 def load_student(path: Path, teacher: Networks) -> Networks:

@@ -8,9 +8,10 @@ are passed over; rig-bank characters and generated creatures as further sequence
 processes; and replay.
 
 Replay keeps what the networks know of other characters. Fine-tuning shows them a few characters, each with one right
-answer; nothing in the paper's losses asks that all the others get the rigs they got before. So every other step also
-shows the student characters that pre-training drew from, and the teacher's own probabilities and weights for them are
-what it should give. No label is used, and the frozen encoder sees every character once for both networks.
+answer; nothing in the paper's losses asks that all the others get the rigs they got before. So every other step of the
+skeleton decoder also shows it characters that pre-training drew from, and the teacher's own probabilities for them are
+what it should give. No label is used, and the frozen encoder sees every character once for both networks. The skinning
+network forgets nothing: what it learns of a few characters makes its weights for others better, too (LOG.md).
 
 RUN gets state.pt (to resume), student.safetensors (both networks, of each the best average so far), log.jsonl,
 curves.png, and in targets/ the teacher's rigs of the anchors, which a run that goes on need not make again.
@@ -37,7 +38,7 @@ from ..backend.device import load_torch
 torch = load_torch()  # before torch comes in by another way: its threads wait as we like it
 import torch.nn.functional as F  # noqa: E402
 
-from ..backend.checkpoint import architecture, save_checkpoint  # noqa: E402
+from ..backend.checkpoint import save_checkpoint  # noqa: E402
 from ..backend.errors import Cancelled, SprigError, no_progress  # noqa: E402
 from ..backend.finetune.clip import (  # noqa: E402
     TARGETS,
@@ -74,8 +75,8 @@ from .synthesize import creature  # noqa: E402
 STUDENT, TARGET_FILES = "student.safetensors", "targets"
 STAGES = {"skeleton": SkeletonStage, "skinning": SkinningStage}
 NEED_BLENDER = (".fbx", ".glb", ".gltf", ".usd", ".usda", ".usdc", ".dae", ".blend")
-REPLAYED = {"skeleton": 4, "skinning": 2}  # characters that a step looks back at
-REPLAY_SHARES = {"skeleton": 4.0, "skinning": 0.5}  # of its loss in a stage's: skeletons are forgotten, weights hardly
+REPLAYED = 4  # characters that a step looks back at
+REPLAY_SHARE = 4.0  # of its loss in the stage's
 BENDS = AugmentConfig()  # how far joints of generated creatures turn
 REPLAY_EVERY = 2  # steps; with more, or more characters, replay takes most of the time
 MADE = 256  # different characters made on the spot for it
@@ -103,7 +104,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--skinning-rate", type=float, default=default.skinning_rate, help="highest learning rate")
     parser.add_argument("--patience", type=int, default=default.patience, help="epochs without a gain until it ends")
     parser.add_argument("--lora", type=int, default=default.lora, metavar="RANK", help="of updates; 0: all weights")
-    parser.add_argument("--replay", type=float, default=1.0, metavar="TIMES", help="how much replay counts; 0: none")
+    parser.add_argument(
+        "--replay", type=float, default=1.0, metavar="TIMES", help="how much replay counts for the skeleton; 0: none"
+    )
     parser.add_argument("--bank-clips", type=int, default=0, metavar="N", help="characters of the banks as sequences")
     parser.add_argument("--made-clips", type=int, default=0, metavar="N", help="generated creatures as sequences")
     loop.data_arguments(parser, made=MADE)
@@ -247,12 +250,12 @@ def train_student(
     config: FineTuneConfig,
     stages=KINDS,
     *,
-    replay: Callable[[str], Callable | None] = lambda kind: None,
+    replay: Callable | None = None,
     progress=no_progress,
 ) -> FineTuned:
     """One student of many clips, in memory and in one process; the networks themselves are not changed.
 
-    replay(kind): what `fine_tune` adds to that stage's loss. Clips that cannot be rigged are left out. progress may
+    replay: what `fine_tune` adds to the skeleton stage's loss. Clips that cannot be rigged are left out. progress may
     raise Cancelled. Raises SprigError where nothing is left.
     """
     taught, problems = [], []
@@ -274,7 +277,7 @@ def train_student(
         start, width = 0.2 + 0.8 * place / len(stages), 0.8 / len(stages)
         stage = STAGES[kind]([one.targets[kind] for one in taught], config, networks.device)
         student, history[kind] = fine_tune(
-            getattr(networks, kind), stage, config, replay=replay(kind),
+            getattr(networks, kind), stage, config, replay=replay if kind == "skeleton" else None,
             progress=lambda share, text, start=start, width=width: progress(start + width * share, text),
         )  # fmt: skip
         networks = with_student(networks, kind, student, history[kind], config)
@@ -412,64 +415,31 @@ def _read(file: Path, job: Job, stages) -> Taught | str | None:
 
 
 class Replay:
-    """The loss that keeps a student near its teacher on characters that it is not fine-tuned on, `times` REPLAY_SHARES.
+    """The loss that keeps a skeleton student near its teacher on characters that it is not fine-tuned on, `times`
+    REPLAY_SHARE: the mean over tokens of KL(teacher || student), both given the characters' own skeletons.
 
     The characters of a step follow from the seed, the step and the process.
     """
 
-    def __init__(self, source: loop.Source, networks: Networks, place: loop.Place, times: float, seed: int):
-        self.source, self.networks, self.place = source, networks, place
+    def __init__(self, source: loop.Source, teacher, place: loop.Place, times: float, seed: int):
+        self.source, self.teacher, self.place = source, teacher, place
         self.times, self.seed = times, seed
 
-    def __call__(self, kind: str) -> Callable:
-        """For one of the networks: a function of the student and the number of the step, None in most steps."""
-        losses = {"skeleton": skeleton_distance, "skinning": skinning_distance}
-        teacher = getattr(self.networks, kind)
-
-        def loss(student, step: int):
-            if step % REPLAY_EVERY:
-                return None
-            self.source.generator.manual_seed(hash((self.seed, KINDS.index(kind), step, self.place.rank)))
-            drawn = [in_order(batch) for batch in self.source.draw(REPLAYED[kind], SKELETON_POINTS)]
-            (batch,) = in_pieces(drawn, REPLAYED[kind])
-            share = REPLAY_EVERY * self.times * REPLAY_SHARES[kind]
-            return share * losses[kind](student, teacher, batch, self.source.generator)
-
-        return loss
-
-
-def skeleton_distance(student, teacher, batch, _generator=None):
-    """Mean over tokens of KL(teacher || student), both given the characters' own skeletons as far as they go."""
-    ids = to_tokens(batch)[:, : 4 * teacher.most_joints + 1]
-    with torch.no_grad():
-        condition = teacher.condition(batch.points)
-        told = teacher(condition, ids).float().log_softmax(-1)
-    found = student(condition, ids).float().log_softmax(-1)
-    each = F.kl_div(found, told, reduction="none", log_target=True).sum(-1)
-    asked = (ids != EOS) & (ids != PAD)  # what follows these means nothing
-    return (each * asked).sum() / asked.sum()
-
-
-def skinning_distance(student, teacher, batch, generator):
-    """Mean over points of the L1 distance of student's and teacher's weights, and of KL(teacher || student).
-
-    The joints are the characters' own, jittered as in pre-training; some of the points are weighed, all are seen.
-    """
-    noise = torch.randn(batch.joints.shape, generator=generator, device=batch.joints.device)
-    strength = torch.rand(len(noise), 1, 1, generator=generator, device=noise.device)
-    body = (batch.points, batch.joints + pretrain_skinning.JITTER * strength * noise, batch.parents, batch.valid)
-    some = slice(pretrain_skinning.WEIGHED)
-
-    def weigh(network):
-        if architecture(network) == "puppeteer":  # sees no heat, and weighs all that it sees
-            return network(*body)[:, some].float()
-        return network.weights(batch.points[:, some], batch.heat[:, some], network.encode(*body)).float()
-
-    with torch.no_grad():
-        told = weigh(teacher)
-    found = weigh(student)
-    divergence = told * (told.clamp_min(pretrain_skinning.LEAST).log() - found.clamp_min(pretrain_skinning.LEAST).log())
-    return (divergence + (told - found).abs()).sum(2).mean()
+    def __call__(self, student, step: int):
+        """Of a student in a step; None in most steps."""
+        if step % REPLAY_EVERY:
+            return None
+        self.source.generator.manual_seed(hash((self.seed, step, self.place.rank)))
+        drawn = [in_order(batch) for batch in self.source.draw(REPLAYED, SKELETON_POINTS)]
+        (batch,) = in_pieces(drawn, REPLAYED)
+        ids = to_tokens(batch)[:, : 4 * self.teacher.most_joints + 1]  # as far as they go
+        with torch.no_grad():
+            condition = self.teacher.condition(batch.points)
+            told = self.teacher(condition, ids).float().log_softmax(-1)
+        found = student(condition, ids).float().log_softmax(-1)
+        each = F.kl_div(found, told, reduction="none", log_target=True).sum(-1)
+        asked = (ids != EOS) & (ids != PAD)  # what follows these means nothing
+        return REPLAY_EVERY * self.times * REPLAY_SHARE * (each * asked).sum() / asked.sum()
 
 
 class Watched:
@@ -551,12 +521,13 @@ def main(command: list[str] | None = None) -> None:
         raise SprigError(
             "There is nothing left to fine-tune on; give sequences that can be read, --bank-clips or --made-clips."
         )
-    source, replay = None, lambda kind: None
-    if options.replay > 0 or options.bank:  # a bank also says what becomes of static quality
+    source = replay = None
+    replays = options.replay > 0 and "skeleton" in stages
+    if replays or options.bank:  # a bank also says what becomes of static quality
         source = loop.Source(options, place, heat="skinning" in stages)
-    if options.replay > 0:
-        replay = Replay(source, teachers, place, options.replay, options.seed)
-    replayed = source.counts if options.replay > 0 else "nothing"
+    if replays:
+        replay = Replay(source, teachers.skeleton, place, options.replay, options.seed)
+    replayed = source.counts if replays else "nothing"
     tell(f"fine-tuning on {len(taught)} sequences; replay of {replayed}; {place}", flush=True)
 
     # what there is of an earlier run
@@ -633,8 +604,9 @@ def main(command: list[str] | None = None) -> None:
                     save()
 
             student, history = fine_tune(
-                teacher, stage, config, progress=progress, state=state, after_epoch=after_epoch, replay=replay(kind),
-                average_gradients=place.average_gradients, part=(place.rank, place.processes), on_first=on_first,
+                teacher, stage, config, progress=progress, state=state, after_epoch=after_epoch,
+                replay=replay if kind == "skeleton" else None, average_gradients=place.average_gradients,
+                part=(place.rank, place.processes), on_first=on_first,
             )  # fmt: skip
             tuned = with_student(tuned, kind, student, history, config)
     except Cancelled:

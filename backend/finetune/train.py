@@ -47,7 +47,7 @@ class FineTuneConfig:
 
     epochs: int = 12
     frames: int = 8  # of one clip in a step of the skeleton, the anchor besides
-    skinning_frames: int = 2  # of the skin: it needs more steps, and each is quick
+    skinning_frames: int = 1  # of the skin: it needs many steps, and each is quick
     skeleton_rate: float = 1e-3  # highest learning rate
     skinning_rate: float = 2e-3
     warm_up: int = 10  # steps
