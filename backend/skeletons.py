@@ -10,8 +10,8 @@ SEEN_SHIFT = 5e-3  # of the diagonal: the same for a root or a stretching joint 
 
 
 def bone_tails(joints, parents, weights, rest_vertices) -> np.ndarray:
-    """Tails (J,3): towards the heaviest child; a leaf points through its own vertices to where they end. Which these
-    are squared weights say: a bone that helps out elsewhere does not point there.
+    """Tails (J,3): towards the heaviest child; a leaf points through the centre of its own vertices to where they end,
+    but no farther beyond it than before. Squared weights say which they are: where a bone only helps does not count.
 
     joints (J,3), parents (J,), weights (V,J), rest_vertices (V,3).
     """
@@ -34,10 +34,11 @@ def bone_tails(joints, parents, weights, rest_vertices) -> np.ndarray:
             along = head - joints[parents[j]]
         if np.linalg.norm(along) < shortest:
             along = np.array([0.0, 0.0, 1.0])
+        most = 2 * np.linalg.norm(along)
         along /= np.linalg.norm(along)
         own = weights[:, j] > 0.5 * weights[:, j].max()
         reach = ((rest_vertices[own] - head) @ along).max(initial=0.0)
-        tails[j] = head + max(reach, 2 * shortest) * along
+        tails[j] = head + max(min(reach, most), 2 * shortest) * along
     return tails
 
 

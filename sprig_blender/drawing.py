@@ -20,7 +20,7 @@ def draw_paragraph(layout, text: str, icon: str = "NONE", beside: int = 0) -> No
     column = layout.column(align=True)
     column.scale_y = 0.8
     for number, line in enumerate(_lines(text, bpy.context.region.width, MARGIN + BUTTON * beside)):
-        column.label(text=line, icon=icon if number == 0 else "BLANK1")
+        column.label(text=line, icon=icon if number == 0 or icon == "NONE" else "BLANK1")
 
 
 def _lines(text: str, width: int, margin: int) -> list[str]:
@@ -44,7 +44,7 @@ def draw_progress(layout, activity: jobs.Activity) -> None:
     row.scale_y = 1.4
     row.progress(factor=activity.step.fraction, text=f"{iface_(activity.title)}  {100 * activity.step.fraction:.0f} %")
     row.operator("sprig.cancel", text="", icon="X")
-    layout.label(text=activity.text, translate=False)
+    draw_paragraph(layout, activity.text)
     if left := jobs.time_left(activity):
         layout.label(text=left[0].upper() + left[1:], translate=False)
 
@@ -54,7 +54,7 @@ def draw_libraries(layout) -> None:
     box, libraries, activity = layout.box(), dependencies.libraries(), jobs.running()
     installing = activity is not None and activity.title == jobs.INSTALL
     for library in libraries:
-        row = box.split(factor=0.35)
+        row = box.split(factor=0.45)
         row.label(text=library.name, icon=STATE_ICONS[library.state])
         if library.state is State.READY:
             row.label(text=library.detail, translate=False)

@@ -251,6 +251,8 @@ class LongOperator:
             redraw_sidebars()
 
     def _abandon(self) -> None:
+        if self._activity is None:  # it has ended already
+            return
         self._activity.cancel.set()
         self._steps.close()  # waits for the worker, puts the scene back
         self._leave()
@@ -260,6 +262,7 @@ class LongOperator:
         for workspace in bpy.data.workspaces:  # the user may have gone through several
             workspace.status_text_set(None)
         self._end(self._activity)
+        self._activity = self._steps = self._timer = None  # Blender keeps the last operators that ran
 
 
 def _over_sidebar(event) -> bool:

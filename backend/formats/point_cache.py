@@ -108,7 +108,8 @@ def _read_header(path: Path, layout: np.dtype):
 
 def _read_positions(path: Path, offset: int, header, kind: str) -> np.ndarray:
     """Positions (F,V,3)."""
-    return np.fromfile(path, dtype=kind, offset=offset).reshape(*_check_size(path, offset, header), 3)
+    frames, vertices = _check_size(path, offset, header)
+    return np.fromfile(path, dtype=kind, offset=offset).reshape(frames, vertices, 3)
 
 
 def _check_size(path: Path, offset: int, header) -> tuple[int, int]:

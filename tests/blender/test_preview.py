@@ -10,6 +10,7 @@ import pytest
 
 from sprig.backend.rig import Rig
 from sprig.sprig_blender import overlay as drawing
+from sprig.sprig_blender.compat import curves_of
 from sprig.sprig_blender.overlay import Overlay
 
 from .rigs import random_rig, replay, tube
@@ -32,16 +33,13 @@ def previewed(addon, *things):
 def written(armature) -> dict[str, np.ndarray]:
     """Bones, keys, rest shape and skin weights of a result, as numbers."""
     (skin,) = skins(armature)
-    (bag,) = (
-        bag for layer in armature.animation_data.action.layers for strip in layer.strips for bag in strip.channelbags
-    )
     weights = np.zeros((len(skin.data.vertices), len(skin.vertex_groups)))
     for v, vertex in enumerate(skin.data.vertices):
         for group in vertex.groups:
             weights[v, group.group] = group.weight
     return {
         "bones": np.array([[*bone.head_local, *bone.tail_local] for bone in armature.data.bones]),
-        "keys": np.array([[point.co for point in curve.keyframe_points] for curve in bag.fcurves]),
+        "keys": np.array([[point.co for point in curve.keyframe_points] for curve in curves_of(armature)]),
         "rest": np.array([vertex.co for vertex in skin.data.vertices]),
         "weights": weights,
     }

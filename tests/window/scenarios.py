@@ -5,7 +5,9 @@ window alive in between, as with a user, and makes a test wait for what happens 
 """
 
 import json
+import runpy
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -57,7 +59,8 @@ class Stage:
     """The window with the add-on, and the hands of the user."""
 
     def __init__(self, checkout, scratch):
-        self.checkout, self.scratch = checkout, scratch
+        self.leftovers = runpy.run_path(str(checkout / "tests" / "blender" / "leftovers.py"))
+        self.checkout, self.scratch, self.add_on = checkout, scratch, ADD_ON
 
     def enable(self):
         """Enable the checkout as an extension, as a user's repository would."""
@@ -69,9 +72,17 @@ class Stage:
         bpy.ops.preferences.addon_enable(module=ADD_ON)
         assert ADD_ON in bpy.context.preferences.addons, "the add-on is not enabled"
 
+    def install_zip(self):
+        """Install scratch/sprig.zip from disk and enable it."""
+        self.add_on = "bl_ext.user_default.sprig"
+        bpy.ops.extensions.package_install_files(
+            repo="user_default", filepath=str(self.scratch / "sprig.zip"), enable_on_install=True
+        )
+        assert self.add_on in bpy.context.preferences.addons, "the add-on is not enabled"
+
     def module(self, name):
         """A module of the add-on as Blender imported it."""
-        return sys.modules[f"{ADD_ON}.{name}"]
+        return sys.modules[f"{self.add_on}.{name}"]
 
     def running(self):
         return self.module("sprig_blender.jobs").running()
@@ -176,6 +187,33 @@ class Stage:
         for value in ("PRESS", "RELEASE"):
             window.event_simulate(type=name, value=value, x=x, y=y, **modifiers)
 
+    def click(self, operator, area=None, kind="UI"):
+        """Look for the button of an operator with the mouse and click it; part of a scenario (`yield from`).
+
+        area, kind: where to look, the 3D viewport's sidebar at first. What the mouse is over, Blender tells as the
+        Python command that it copies for a button.
+        """
+        window, viewport, _region, _space = gui.view3d()
+        area = area or viewport
+        window = next(window for window in bpy.context.window_manager.windows if area in window.screen.areas[:])
+        region = next(region for region in area.regions if region.type == kind)
+        step = round(10 * bpy.context.preferences.system.ui_scale)
+        for y in range(region.y + region.height - step, region.y, -step):
+            for part in (0.3, 0.7, 0.9):  # of several buttons beside each other
+                x = region.x + round(part * region.width)
+                window.event_simulate(type="MOUSEMOVE", value="NOTHING", x=x, y=y)
+                yield seconds(0.05)
+                with bpy.context.temp_override(window=window, area=area, region=region):
+                    if not bpy.ops.ui.copy_python_command_button.poll():
+                        continue
+                    bpy.ops.ui.copy_python_command_button()
+                if bpy.context.window_manager.clipboard.startswith(f"bpy.ops.{operator}("):
+                    for value in ("PRESS", "RELEASE"):
+                        window.event_simulate(type="LEFTMOUSE", value=value, x=x, y=y)
+                        yield seconds(0.1)
+                    return
+        raise AssertionError(f"there is no button of {operator}")
+
     def scene_print(self):
         """Everything a cancelled run must leave as it was, comparable."""
         scene = bpy.context.scene
@@ -196,6 +234,11 @@ class Stage:
         }
         active = bpy.context.view_layer.objects.active
         return [scene.frame_current, scene.frame_subframe, active.name if active else None, objects, blocks]
+
+
+def _repository(module):
+    """The number that Blender gives to a repository of extensions."""
+    return [repository.module for repository in bpy.context.preferences.extensions.repos].index(module)
 
 
 def panel(stage):
@@ -293,8 +336,7 @@ def separate(stage):
     preferences.separate_process = "ALWAYS"
 
     def children():
-        lists = Path("/proc/self/task").glob("*/children")
-        return sum(len(file.read_text().split()) for file in lists)
+        return len(stage.leftovers["children"]())
 
     figures = {"torch before": "torch" in sys.modules}
     stage.press_the_button()
@@ -780,6 +822,213 @@ def hand_over(stage):
     return figures
 
 
+def whole_path(stage):
+    """From the zip to the exported file, by mouse and keys: what a user goes through on the first day."""
+    stage.install_zip()
+    stage.add_bar()
+    bpy.context.scene.sprig.skeleton = "motion"
+    bpy.ops.ed.undo_push(message="Settings")
+    gui.maximize()
+    yield seconds(0.5)
+    yield stage.look()
+    yield seconds(0.5)
+    figures, frames = {}, (1, 7, 20)
+
+    def replay():
+        """World positions of the skin on some frames, and what the panel says of the rig."""
+        skin, scene = bpy.data.objects["Bar Skin"], bpy.context.scene
+        now, shapes = scene.frame_current, []
+        for frame in frames:
+            scene.frame_set(frame)
+            evaluated = skin.evaluated_get(bpy.context.evaluated_depsgraph_get())
+            matrix = np.array(evaluated.matrix_world)
+            local = np.array([vertex.co for vertex in evaluated.data.vertices])
+            shapes.append(local @ matrix[:3, :3].T + matrix[:3, 3])
+        scene.frame_set(now)
+        result = skin.parent.sprig
+        return np.array(shapes), [result.joints, result.rmse, result.worst_frame]
+
+    yield from stage.click("sprig.preview")
+    yield lambda: stage.running() is None
+    assert stage.problem() is None, stage.problem()
+    figures["previewed"] = len(stage.module("sprig_blender.preview").current().computed.rig.skeleton)
+    for _ in range(5):
+        stage.key("RIGHT_ARROW")
+    yield lambda: bpy.context.scene.frame_current == 6
+    stage.key("SPACE")
+    yield lambda: bpy.context.screen.is_animation_playing and bpy.context.scene.frame_current != 6
+    stage.key("SPACE")
+    yield lambda: not bpy.context.screen.is_animation_playing
+    gui.shot(str(stage.scratch / "previewed.png"))
+
+    yield from stage.click("sprig.apply_preview")
+    yield lambda: stage.running() is None and bpy.data.armatures
+    after = stage.scene_print()
+    stage.key("Z", ctrl=True)
+    yield lambda: not bpy.data.armatures
+    stage.key("Z", ctrl=True, shift=True)
+    yield lambda: bpy.data.armatures
+    figures["redone"] = stage.scene_print() == after
+
+    settings = bpy.context.scene.sprig
+    settings.range_mode, settings.frame_end = "CUSTOM", 200  # long enough to be met in the middle
+    yield from stage.click("sprig.auto_rig_sequence")
+    yield lambda: not stage.running().step.exclusive and stage.running().step.fraction > 0.15
+    stage.key("ESC")
+    yield lambda: stage.running() is None
+    figures["cancelled"] = stage.scene_print() == after
+    settings.range_mode = "SCENE"
+    yield from stage.click("sprig.auto_rig_sequence")
+    yield lambda: stage.running() is None
+    figures["replaced"] = stage.scene_print()[4] == after[4]
+
+    before = replay()
+    saved = str(stage.scratch / "saved.blend")
+    bpy.ops.wm.save_as_mainfile(filepath=saved)
+    bpy.ops.wm.read_homefile(use_empty=True, use_factory_startup=True)
+    yield seconds(0.5)
+    bpy.ops.wm.open_mainfile(filepath=saved)
+    yield seconds(0.5)
+    again = replay()
+    figures["reloaded"] = bool(np.array_equal(before[0], again[0])) and before[1] == again[1]
+    figures["moved"] = float(np.abs(again[0][0] - again[0][-1]).max())
+
+    stage.open_sections("Hand Over")
+    yield stage.look()
+    yield seconds(0.5)
+    gui.shot(str(stage.scratch / "reloaded.png"))
+    yield from stage.click("sprig.export_game")
+
+    def browsers():
+        windows = bpy.context.window_manager.windows
+        return [area for window in windows for area in window.screen.areas if area.type == "FILE_BROWSER"]
+
+    yield browsers
+    yield seconds(1)
+    gui.shot(str(stage.scratch / "browser.png"))
+    yield from stage.click("file.execute", browsers()[0], "EXECUTE")
+    yield lambda: not browsers()
+    yield seconds(1)
+    assert stage.problem() is None, stage.problem()
+    figures["exported"] = [file.suffix for file in stage.scratch.glob("*.fbx") if file.stat().st_size > 1000]
+    gui.shot(str(stage.scratch / "exported.png"))
+
+    bpy.ops.extensions.package_uninstall(repo_index=_repository("user_default"), pkg_id="sprig")
+    figures["removed"] = not [name for name in dir(bpy.types) if name.startswith("SPRIG_")]
+    return figures
+
+
+def repeated(stage):
+    """20 runs, cancelled, previewed and applied, with files opened and the add-on disabled in between; all counted."""
+    temporary = stage.scratch / "temporary"
+    temporary.mkdir()
+    tempfile.tempdir = str(temporary)
+    stage.enable()
+    stage.add_bar()
+    bpy.context.scene.sprig.skeleton = "motion"
+    yield stage.look()
+    saved = str(stage.scratch / "saved.blend")
+    bpy.ops.wm.save_as_mainfile(filepath=saved)
+    figures = {"runs": 0, "changes": {}, "megabytes": []}
+
+    def now():
+        bpy.ops.sprig.preview.poll()  # keeps what it has found
+        return stage.leftovers["left_over"](ADD_ON)
+
+    def press(operator):
+        figures["runs"] += 1
+        window, area, region, _space = gui.view3d()
+        with bpy.context.temp_override(window=window, area=area, region=region):
+            operator("INVOKE_DEFAULT", True)
+
+    def finished():
+        assert stage.problem() is None, stage.problem()
+        return stage.running() is None
+
+    def compare(name, before):
+        changes = stage.leftovers["difference"](before, now())
+        if changes and turn > 0:  # the first turn loads what is loaded only once
+            figures["changes"][f"{turn}: {name}"] = changes
+
+    def choose_bar():
+        bar = bpy.data.objects["Bar"]
+        bar.hide_set(False)
+        bpy.ops.object.select_all(action="DESELECT")
+        bar.select_set(True)
+        bpy.context.view_layer.objects.active = bar
+
+    for turn in range(4):
+        preferences = bpy.context.preferences.addons[ADD_ON].preferences
+        preferences.separate_process = "ALWAYS" if turn % 2 else "AUTO"
+        settings = bpy.context.scene.sprig
+        before = now()
+
+        settings.range_mode, settings.frame_end = "CUSTOM", 200  # long enough to be met in the middle
+        press(bpy.ops.sprig.auto_rig_sequence)
+        yield lambda: not stage.running().step.exclusive and stage.running().step.fraction > 0.1
+        stage.key("ESC")
+        yield finished
+        settings.range_mode = "SCENE"
+        compare("cancelled", before)
+
+        press(bpy.ops.sprig.preview)
+        yield finished
+        bpy.context.scene.frame_set(5)
+        yield seconds(0.5)
+        bpy.ops.sprig.discard_preview()
+        compare("discarded", before)
+
+        press(bpy.ops.sprig.preview)
+        yield finished
+        bpy.ops.sprig.apply_preview("INVOKE_DEFAULT", True)
+        yield finished
+        applied = now()
+        choose_bar()
+        press(bpy.ops.sprig.auto_rig_sequence)
+        yield finished
+        compare("replaced", applied)
+
+        choose_bar()
+        press(bpy.ops.sprig.preview)
+        yield finished
+        bpy.ops.wm.open_mainfile(filepath=saved)
+        yield seconds(0.5)
+        compare("opened", before)
+        bpy.ops.preferences.addon_disable(module=ADD_ON)
+        yield seconds(0.5)
+        bpy.ops.preferences.addon_enable(module=ADD_ON)
+        yield seconds(0.5)
+        compare("enabled again", before)
+        figures["megabytes"].append(stage.leftovers["resident_megabytes"]())
+
+    ticks = []
+
+    class Ticks(bpy.types.Operator):
+        """Counts the timers' events in the window."""
+
+        bl_idname, bl_label = "scenario.ticks", "Ticks"
+
+        def invoke(self, context, _event):
+            context.window_manager.modal_handler_add(self)
+            return {"RUNNING_MODAL"}
+
+        def modal(self, _context, event):
+            ticks.extend([event.type] if event.type == "TIMER" else [])
+            return {"PASS_THROUGH"}
+
+    bpy.utils.register_class(Ticks)
+    window, area, region, _space = gui.view3d()
+    with bpy.context.temp_override(window=window, area=area, region=region):
+        bpy.ops.scenario.ticks("INVOKE_DEFAULT")
+    bpy.ops.sprig.preview("INVOKE_DEFAULT")
+    yield finished
+    figures["timer at work"] = len(ticks) > 0
+    ticks.clear()
+    yield seconds(2)
+    figures["timer events at rest"] = len(ticks)
+    return figures
+
+
 def tutorial(stage):
     """The pictures of docs/, see tools/make_screenshots.py; returns the sidebar's place in those that show it alone."""
     stage.enable()
@@ -814,7 +1063,7 @@ def tutorial(stage):
 
     yield seconds(1)
     shot("ready")
-    stage.open_sections("Sequence", "Skeleton", "Skinning", "Motion", "Networks", "Own Armature", "Advanced")
+    stage.open_sections("Sequence", "Skeleton", "Skinning", "Motion", "Networks")  # no more fit into the window
     yield seconds(1)
     shot("sections")
     stage.open_sections()
@@ -827,6 +1076,7 @@ def tutorial(stage):
 
     yield press(bpy.ops.sprig.apply_preview)
     assert stage.problem() is None, stage.problem()
+    stage.open_sections("Result")
     yield seconds(8)
     shot("result")
 
@@ -906,6 +1156,8 @@ SCENARIOS = {
         preview,
         adjust,
         hand_over,
+        whole_path,
+        repeated,
         tutorial,
     )
 }

@@ -10,6 +10,7 @@ maximize, sidebar, hold, ready and fail. BLENDER_GUI_BIND holds the folders that
 """
 
 import os
+import shutil
 
 import pytest
 
@@ -20,6 +21,8 @@ from .play import RUNNER, save_animal
 from .play import play as play_in_window
 
 pytestmark = pytest.mark.window
+
+LARGEST_GROWTH = 30.0  # megabytes that 15 runs, and opening files, may add after the first five
 
 
 @pytest.fixture
@@ -170,6 +173,31 @@ def test_handing_over(play):
     assert result["written"] and result["left"] == ["Bar"] and result["undone"]
     for name in ("source.png", "both.png", "ready.png", "findings.png", "cleaned.png", "dialog.png"):
         assert (pictures / name).stat().st_size > 10_000, name
+
+
+def test_the_whole_path_by_mouse(play, extension_zip, tmp_path):
+    shutil.copy(extension_zip, tmp_path / "sprig.zip")
+    result, pictures = play("whole_path")
+    assert result.pop("moved") > 1
+    assert result == {
+        "previewed": 2,
+        "redone": True,
+        "cancelled": True,
+        "replaced": True,
+        "reloaded": True,
+        "exported": [".fbx"],
+        "removed": True,
+    }
+    for name in ("previewed.png", "reloaded.png", "browser.png", "exported.png"):
+        assert (pictures / name).stat().st_size > 10_000, name
+
+
+def test_repeated_runs(play):
+    result, _pictures = play("repeated")
+    print(f"Megabytes after every five runs: {result['megabytes']}")
+    assert result["runs"] == 20 and result["changes"] == {}
+    assert result["megabytes"][-1] - result["megabytes"][0] < LARGEST_GROWTH
+    assert result["timer at work"] and result["timer events at rest"] == 0
 
 
 def test_install(play, wheels):
