@@ -78,7 +78,23 @@ class SPRIG_OT_preview(_OnSequence, Operator):
         return preview.steps(context, cancel, patience)
 
 
-class SPRIG_OT_apply_preview(LongOperator, Operator):
+class _OnPreview(LongOperator):
+    """What goes on with a preview has in common."""
+
+    @classmethod
+    def poll(cls, context):
+        if _waits(cls):
+            return False
+        if preview.current() is None:
+            cls.poll_message_set("There is no preview; press Preview first")
+        elif preview.current().computed.scene_uid != context.scene.session_uid:
+            cls.poll_message_set("The preview belongs to another scene; switch to that one")
+        else:
+            return True
+        return False
+
+
+class SPRIG_OT_apply_preview(_OnPreview, Operator):
     """Write the rig that is previewed, as Auto-Rig does; nothing is computed again"""
 
     bl_idname = "sprig.apply_preview"
@@ -88,17 +104,12 @@ class SPRIG_OT_apply_preview(LongOperator, Operator):
 
     @classmethod
     def poll(cls, context):
-        if _waits(cls):
+        if not super().poll(context):
             return False
-        if preview.current() is None:
-            cls.poll_message_set("There is no preview; press Preview first")
-        elif context.mode != "OBJECT":
+        if context.mode != "OBJECT":
             cls.poll_message_set("Switch to Object Mode first")
-        elif preview.current().computed.scene_uid != context.scene.session_uid:
-            cls.poll_message_set("The preview belongs to another scene; switch to that one")
-        else:
-            return True
-        return False
+            return False
+        return True
 
     def steps(self, context, cancel, patience):
         return adjust.apply_steps(context, cancel, patience)
@@ -120,22 +131,6 @@ class SPRIG_OT_discard_preview(Operator):
     def execute(self, _context):
         preview.discard()
         return {"FINISHED"}
-
-
-class _OnPreview(LongOperator):
-    """What goes on with a preview has in common."""
-
-    @classmethod
-    def poll(cls, context):
-        if _waits(cls):
-            return False
-        if preview.current() is None:
-            cls.poll_message_set("There is no preview; press Preview first")
-        elif preview.current().computed.scene_uid != context.scene.session_uid:
-            cls.poll_message_set("The preview belongs to another scene; switch to that one")
-        else:
-            return True
-        return False
 
 
 class SPRIG_OT_show_raw_network(_OnPreview, Operator):
@@ -250,9 +245,9 @@ class _Install(LongOperator):
 
     @classmethod
     def poll(cls, context):
-        if jobs.running():
-            cls.poll_message_set(f"{jobs.running().title} is running; wait for it or cancel it")
-        elif dependencies.own_folder() is None:
+        if _waits(cls):
+            return False
+        if dependencies.own_folder() is None:
             cls.poll_message_set("SPRig is not installed as an extension, so it has no folder for libraries")
         elif dependencies.came_with_extension():
             cls.poll_message_set("The libraries came with SPRig")
@@ -334,11 +329,8 @@ class SPRIG_OT_uninstall_backend(Operator):
     def poll(cls, _context):
         if not dependencies.is_installed():
             cls.poll_message_set("SPRig has installed no libraries")
-        elif jobs.running():
-            cls.poll_message_set(f"{jobs.running().title} is running; wait for it or cancel it")
-        else:
-            return True
-        return False
+            return False
+        return not _waits(cls)
 
     def invoke(self, context, event):
         return context.window_manager.invoke_confirm(self, event)
