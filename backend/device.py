@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import time
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
 from .errors import SprigError
 
@@ -23,9 +27,23 @@ def load_torch():
     """Import torch, the slow part of the first run, with the settings that it reads when it is loaded."""
     for name, value in WAITS.items():
         os.environ.setdefault(name, value)
+    if "torch" not in sys.modules and os.name == "posix":
+        _load_library()
     import torch
 
     return torch
+
+
+def _load_library() -> None:
+    """Have the system load torch's large library while other threads, Blender's window among them, go on.
+
+    `import torch` would hold Python's lock for the fifth of a second that this takes (on Windows it does not). Where
+    it fails, nothing is said: the import that follows says what is wrong.
+    """
+    found = find_spec("torch")
+    if found is not None and found.origin is not None:
+        for library in (Path(found.origin).parent / "lib").glob("libtorch_cpu.*"):
+            ctypes.CDLL(None).dlopen(os.fsencode(library), os.RTLD_NOW)
 
 
 def resolve_device(name: str, *, double_precision: bool = False) -> str:

@@ -126,7 +126,7 @@ def test_vertices_weld_that_stay_together_in_every_clip():
 
 def test_one_rig_has_every_joint_that_any_clip_moves():
     clips = [clip_of(1, name="bend"), clip_of(2, 20, name="wave")]
-    options = RigOptions(tolerance=0.3)
+    options = RigOptions(tolerance=0.3, skeleton="motion")
     alone = [len(rig_sequence(clip, options).skeleton) for clip in clips]
     rig = rig_sequence(join_clips(clips), options)
     assert len(rig.skeleton) > max(alone) and rig.rmse < 0.3
@@ -140,7 +140,8 @@ def test_one_rig_has_every_joint_that_any_clip_moves():
 def test_a_clip_in_two_pieces_gets_the_rig_of_the_whole():
     whole = chain(3, 20)[0]
     pieces = [replace(whole.with_frames(1, 8), name="a"), replace(whole.with_frames(9, 20), name="b")]
-    rig, one = rig_sequence(join_clips(pieces)), rig_sequence(whole)
+    options = RigOptions(joints=5, skeleton="motion")
+    rig, one = rig_sequence(join_clips(pieces), options), rig_sequence(whole, options)
     assert rig.anchor == one.anchor and rig.skeleton.names == one.skeleton.names
     np.testing.assert_array_equal(rig.motion, one.motion)
     np.testing.assert_array_equal(rig.weights, one.weights)
@@ -151,10 +152,10 @@ def test_the_anchor_may_lie_in_any_clip_and_a_number_means_the_first():
     small = cube(3, "small")
     large = replace(small, vertices=2 * small.vertices, name="large", frame_numbers=[4, 5, 6])
     for clips, position in (([small, large], (3, 4, 5)), ([large, small], (0, 1, 2))):
-        assert rig_sequence(join_clips(clips), RigOptions(joints=2)).anchor in position
-    assert rig_sequence(join_clips([small, large]), RigOptions(joints=2, anchor=2)).anchor == 1
+        assert rig_sequence(join_clips(clips), RigOptions(joints=2, skeleton="motion")).anchor in position
+    assert rig_sequence(join_clips([small, large]), RigOptions(joints=2, skeleton="motion", anchor=2)).anchor == 1
     with pytest.raises(SprigError, match="not in the first clip"):
-        rig_sequence(join_clips([small, large]), RigOptions(joints=2, anchor=5))
+        rig_sequence(join_clips([small, large]), RigOptions(joints=2, skeleton="motion", anchor=5))
 
 
 # ---- files
@@ -164,7 +165,7 @@ def test_the_anchor_may_lie_in_any_clip_and_a_number_means_the_first():
 def rigged():
     """A rig of two clips: twelve frames from 1 at 24 fps, eight from 101 at 30."""
     clips = [clip_of(1, name="bend"), clip_of(2, 8, 30.0, 101, name="wave")]
-    return rig_sequence(join_clips(clips), RigOptions(joints=3))
+    return rig_sequence(join_clips(clips), RigOptions(joints=3, skeleton="motion"))
 
 
 def test_a_report_has_every_clips_own_figures(rigged):

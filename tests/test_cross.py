@@ -69,7 +69,7 @@ def test_the_artists_rig_takes_any_pose(roots, tmp_path):
 
 def test_a_rig_finds_its_own_poses_again(folder):
     sequence = npz.read(folder / "worm__wave.npz")
-    rig = rig_sequence(sequence, RigOptions(joints=3))
+    rig = rig_sequence(sequence, RigOptions(joints=3, skeleton="motion"))
     given = GivenRig.of(rig)
     assert given.located == ()
     assert posed_rmse(given, sequence) == pytest.approx(rig.rmse, rel=0.05)
@@ -78,7 +78,7 @@ def test_a_rig_finds_its_own_poses_again(folder):
 
 
 def test_joints_that_stretch_are_located(folder):
-    rig = rig_sequence(npz.read(folder / "worm__wave.npz"), RigOptions(joints=3))
+    rig = rig_sequence(npz.read(folder / "worm__wave.npz"), RigOptions(joints=3, skeleton="motion"))
     last = len(rig.skeleton) - 1
     motion = rig.motion.copy()
     motion[:, last, 0, 3] += np.linspace(0, 0.2, len(motion))

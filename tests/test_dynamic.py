@@ -224,7 +224,7 @@ def test_frames_decoded_together_are_what_generate_gives(tmp_path, networks, mon
 
 def test_the_ablations_change_what_they_say(tmp_path, networks):
     clip = dynamic.seen_part(subject(tmp_path, frames=4))
-    config = FineTuneConfig(epochs=1)
+    config = FineTuneConfig(epochs=1, least_steps=1)
     for variant in dynamic.ABLATIONS[:1] + dynamic.ABLATIONS[3:4]:
         tuned = dynamic.train(variant, [clip], networks, config, None)
         for kind in ("skeleton", "skinning"):

@@ -11,12 +11,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import pdist
 
 from sprig.backend import learned
 from sprig.backend.checkpoint import load_checkpoint, read_provenance
 from sprig.backend.errors import Cancelled, SprigError
 from sprig.backend.finetune import clip as clips
 from sprig.backend.finetune import train
+from sprig.backend.finetune.bends import BEND_LEAF, bent_vertices, random_motion
 from sprig.backend.finetune.clip import make_clip, skeleton_target, skinning_target
 from sprig.backend.finetune.losses import LossConfig
 from sprig.backend.finetune.train import FineTuneConfig, SkeletonStage, begin, fine_tune
@@ -150,22 +152,34 @@ def test_what_the_skin_is_taught(teachers):
 
 @pytest.fixture(scope="module")
 def skeleton_stage(teachers, short):
-    return SkeletonStage([skeleton_target(short, teachers)], FineTuneConfig(frames=2), "cpu")
+    return SkeletonStage([skeleton_target(short, teachers)], FineTuneConfig(frames=2, bends=0), "cpu")
 
 
 def test_without_the_token_loss_geometry_is_left(teachers, skeleton_stage):
     target = skeleton_stage.targets[0]
     whole, terms = skeleton_stage.loss(teachers.skeleton, target, [target.clip.anchor, 1], 0)
-    alone = SkeletonStage([target], FineTuneConfig(losses=LossConfig(token=0.0)), "cpu")
+    alone = SkeletonStage([target], FineTuneConfig(bends=0, losses=LossConfig(token=0.0)), "cpu")
     geometry, _ = alone.loss(teachers.skeleton, target, [target.clip.anchor, 1], 0)
     expected = terms["direction"] + terms["length"] + terms["endpoint"]  # their weights are 1
     torch.testing.assert_close(geometry, expected)
     assert whole > geometry
 
 
+def test_bends_are_part_of_what_is_learned_and_follow_from_the_seed(teachers, skeleton_stage):
+    target, frames = skeleton_stage.targets[0], [skeleton_stage.targets[0].clip.anchor]
+    stage = SkeletonStage([target], FineTuneConfig(bends=3), "cpu")
+
+    def token(stage, seed):
+        return float(stage.loss(teachers.skeleton, target, frames, seed)[1]["cross"].detach())
+
+    assert token(skeleton_stage, 1) == 0  # the anchor alone agrees with itself
+    assert token(stage, 1) == token(stage, 1) > 0
+    assert token(stage, 1) != token(stage, 2)
+
+
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_student_is_decoded_in_many_views_where_replay_shows_them(teachers, short, kept):
-    config = FineTuneConfig(epochs=1, many_views=kept)
+    config = FineTuneConfig(epochs=1, many_views=kept, least_steps=1)
     tuned = finetune.train_student([short], teachers, config, ("skeleton",))
     assert tuned.networks.skeleton.config.many_views is kept and teachers.skeleton.config.many_views
 
@@ -173,7 +187,7 @@ def test_a_student_is_decoded_in_many_views_where_replay_shows_them(teachers, sh
 def test_every_frame_is_seen_once_and_all_processes_take_as_many_steps(skeleton_stage):
     clip = skeleton_stage.targets[0].clip
     stage = Namespace(kind="skeleton", targets=skeleton_stage.targets * 3)
-    config = FineTuneConfig(frames=2, skinning_frames=1)
+    config = FineTuneConfig(frames=2, skinning_frames=1, least_steps=1)
     assert len(train._epoch(Namespace(kind="skinning", targets=stage.targets), config, 0, (0, 1))) == 12
     steps = train._epoch(stage, config, 0, (0, 1))
     assert len(steps) == 6 and all(frames[0] == clip.anchor for _, frames in steps)
@@ -185,11 +199,16 @@ def test_every_frame_is_seen_once_and_all_processes_take_as_many_steps(skeleton_
         assert len({len(part) for part in parts}) == 1
         taken = {id(frames) for part in parts for _, frames in part}
         assert len(taken) >= 6 and len(parts[0]) * processes < 6 + processes
+    often = train._epoch(stage, replace(config, least_steps=7), 0, (0, 1))
+    assert len(often) == 12
+    assert sorted(frame for _, frames in often for frame in frames[1:]) == sorted(6 * learned)
 
 
 def test_a_tiny_clip_is_learned_by_heart(teachers, short):
     before = weights(teachers.skeleton, teachers.skinning)
-    config = FineTuneConfig(epochs=9, frames=1, skeleton_rate=1e-2, skinning_rate=1e-2, patience=9)
+    config = FineTuneConfig(
+        epochs=9, frames=1, bends=0, least_steps=1, skeleton_rate=1e-2, skinning_rate=1e-2, patience=9
+    )
     tuned = finetune.train_student([short], teachers, config)
     assert same(before, weights(teachers.skeleton, teachers.skinning)), "the teacher has changed"
     skeleton, skinning = (tuned.history[kind] for kind in ("skeleton", "skinning"))
@@ -204,7 +223,7 @@ def test_a_tiny_clip_is_learned_by_heart(teachers, short):
 
 
 def test_a_run_that_stops_in_the_middle_of_an_epoch_goes_on_there(teachers, skeleton_stage):
-    config = FineTuneConfig(epochs=2, frames=2, patience=9)
+    config = FineTuneConfig(epochs=2, frames=2, least_steps=1, patience=9)
 
     def run(most=None):
         state, calls = begin(teachers.skeleton, config), iter(range(10**6))
@@ -242,7 +261,7 @@ def test_gradients_that_are_no_numbers_change_nothing(teachers, skeleton_stage):
 def test_networks_of_puppeteers_architecture_learn(rank, short):
     skeleton, skinning = small_puppeteer("skeleton"), small_puppeteer("skinning")
     large = Networks(skeleton, skinning, "cpu", {}, (), frozenset({"skeleton", "skinning"}))
-    config = FineTuneConfig(epochs=2, frames=2, warm_up=1, lora=rank)
+    config = FineTuneConfig(epochs=2, frames=2, least_steps=1, warm_up=1, lora=rank)
     tuned = finetune.train_student([short], large, config)
     losses = [epoch["loss"] for epoch in tuned.history["skeleton"]]
     assert losses[-1] < losses[0]
@@ -276,7 +295,7 @@ def test_a_student_that_is_the_teacher_has_no_distance_and_others_do(teachers):
 
 
 def test_replay_keeps_the_student_near_the_teacher(teachers, short):
-    config = FineTuneConfig(epochs=3, frames=2, skeleton_rate=1e-2, warm_up=2)
+    config = FineTuneConfig(epochs=3, frames=2, least_steps=1, skeleton_rate=1e-2, warm_up=2)
     never_seen = replay_of(teachers, 1.0)
     never_seen.seed = 99
     away = []
@@ -329,14 +348,27 @@ def test_generated_creatures_as_sequences():
     clip = finetune.made_clip(7, Namespace(anchor="first", most_frames=5))
     made = creature(7)
     assert len(clip.frames) == 5 and clip.anchor == 0 and clip.has_poses
-    motion = finetune.random_motion(made, 40, np.random.default_rng(0))
+    motion = random_motion(made.joints, made.parents, 40, np.random.default_rng(0))
     np.testing.assert_array_equal(motion[:, 0], np.tile(np.eye(4), (40, 1, 1)))  # the root stays
     for joint, parent in enumerate(made.parents[1:], 1):
         place = np.append(made.joints[joint], 1)
         np.testing.assert_allclose(motion[:, joint] @ place, motion[:, parent] @ place, atol=1e-5)  # no joint comes off
         turn = np.swapaxes(motion[:, parent, :3, :3], 1, 2) @ motion[:, joint, :3, :3]
         angle = np.degrees(np.arccos(np.clip((np.trace(turn, axis1=1, axis2=2) - 1) / 2, -1, 1)))
-        assert angle.max() < finetune.BENDS.bend_leaf + 0.1
+        assert angle.max() < BEND_LEAF + 0.1
+
+
+def test_bent_vertices_are_the_character_bent_and_centred():
+    made = creature(7)
+    own = made.weights.argmax(axis=1)
+    weights = np.eye(len(made.parents))[own]  # rigid parts
+    bent = bent_vertices(made.vertices, weights, made.joints, made.parents, np.random.default_rng(3))
+    assert bent.dtype == np.float32 and bent.shape == made.vertices.shape
+    np.testing.assert_allclose(bent.min(axis=0) + bent.max(axis=0), 0, atol=1e-5)
+    for joint in np.unique(own):
+        before, after = made.vertices[own == joint], bent[own == joint]
+        np.testing.assert_allclose(pdist(after), pdist(before), atol=1e-5)
+    assert np.abs(pdist(bent[::7]) - pdist(made.vertices[::7])).max() > 0.01
 
 
 def test_bank_characters_as_sequences(tmp_path):
@@ -454,7 +486,7 @@ def test_two_processes_make_one_student(sequences, network_files, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("left out broken") == 1
     state = torch.load(tmp_path / "run" / loop.STATE, weights_only=True)["states"]["skeleton"]
-    assert state["epoch"] == 1 and state["step"] == 2  # two clips of four frames to learn from: four steps in all
+    assert state["epoch"] == 1 and state["step"] == 8  # sixteen in all
     assert sorted(path.stem for path in (tmp_path / "run" / finetune.TARGET_FILES).iterdir()) == [
         f"{k:05}" for k in range(4)
     ]

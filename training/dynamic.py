@@ -73,7 +73,6 @@ PROTOCOLS = {
 }
 HELD_OUT = 8  # every so many frames of a clip that only teaches
 TEACHING_FRAMES = {"a": 5, "b": 0, "c": 12}  # at most, of such a clip
-STEP_FRAMES = 4  # of one clip in a step of the one skeleton student: with few frames of each, more and smaller steps
 CHUNK = 1024  # tracked points weighed together, of one frame
 BATCH = 16  # frames decoded together: a third of the time that they take one by one
 OTHER_FRAMES = 24  # at most, of another clip of the character
@@ -530,7 +529,7 @@ def train_variants(task: Task, teacher: Networks, options, progress, notes: list
     config = FineTuneConfig(epochs=options.epochs, seed=options.seed)
     if options.protocol != "b":  # as sprig.training.finetune does
         many_views = options.replay > 0
-        config = replace(config, skeleton_rate=finetune.SKELETON_RATE, frames=STEP_FRAMES, many_views=many_views)
+        config = replace(config, skeleton_rate=finetune.SKELETON_RATE, many_views=many_views)
         if options.protocol == "a":  # nothing is held out, so no epoch is better than the last: it is only to be seen
             config = replace(config, validated=1)
     variants = (WHOLE, *(ABLATIONS if options.ablate else ()))

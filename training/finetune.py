@@ -31,7 +31,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from ..backend.device import load_torch
 
@@ -40,6 +39,7 @@ import torch.nn.functional as F  # noqa: E402
 
 from ..backend.checkpoint import save_checkpoint  # noqa: E402
 from ..backend.errors import Cancelled, SprigError, no_progress  # noqa: E402
+from ..backend.finetune.bends import random_motion  # noqa: E402
 from ..backend.finetune.clip import (  # noqa: E402
     TARGETS,
     Clip,
@@ -67,7 +67,7 @@ from ..backend.learned import KINDS, SKELETON_POINTS, Networks, load_networks  #
 from ..backend.sequence import MeshSequence  # noqa: E402
 from ..backend.skeleton.tokens import EOS, PAD  # noqa: E402
 from . import loop, pretrain_skeleton, pretrain_skinning  # noqa: E402
-from .augment import AugmentConfig, in_order, in_pieces, to_tokens  # noqa: E402
+from .augment import in_order, in_pieces, to_tokens  # noqa: E402
 from .character import Character  # noqa: E402
 from .rigbank import read_rigbank, split, validation_clips  # noqa: E402
 from .synthesize import creature  # noqa: E402
@@ -77,7 +77,6 @@ STAGES = {"skeleton": SkeletonStage, "skinning": SkinningStage}
 NEED_BLENDER = (".fbx", ".glb", ".gltf", ".usd", ".usda", ".usdc", ".dae", ".blend")
 REPLAYED = 4  # characters that a step looks back at
 REPLAY_SHARE = 4.0  # of its loss in the stage's
-BENDS = AugmentConfig()  # how far joints of generated creatures turn
 REPLAY_EVERY = 2  # steps; with more, or more characters, replay takes most of the time
 MADE = 256  # different characters made on the spot for it
 SKELETON_RATE = 8e-4  # highest; at 2e-4 twenty clips are not learned in a dozen epochs, at this rate in nine
@@ -99,6 +98,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--most-frames", type=int, default=64, help="of a sequence, evenly spread")
     parser.add_argument("--epochs", type=int, default=default.epochs)
     parser.add_argument("--frames", type=int, default=default.frames, help="of one sequence in a step of the skeleton")
+    parser.add_argument("--bends", type=int, default=default.bends, help="poses beside them that it does not show")
     parser.add_argument("--skinning-frames", type=int, default=default.skinning_frames, help="the same for the skin")
     parser.add_argument("--skeleton-rate", type=float, default=SKELETON_RATE, help="highest learning rate")
     parser.add_argument("--skinning-rate", type=float, default=default.skinning_rate, help="highest learning rate")
@@ -190,32 +190,9 @@ def character_clip(character: Character, options) -> Clip:
 def made_clip(seed: int, options) -> Clip:
     """A generated creature: at rest, then in random poses. Raises SprigError."""
     made = creature(seed)
-    motion = random_motion(made, max(options.most_frames - 1, 1), np.random.default_rng(seed))
+    random = np.random.default_rng(seed)
+    motion = random_motion(made.joints, made.parents, max(options.most_frames - 1, 1), random)
     return character_clip(replace(made, motion=motion), options)
-
-
-def random_motion(character: Character, poses: int, random) -> np.ndarray:
-    """Poses (P,J,4,4) float32 in which every joint but the root turns by a random angle, as in pre-training: most at
-    the ends of limbs, and of some poses all of it less."""
-    depth = np.zeros(len(character.parents), dtype=int)
-    below = np.zeros_like(depth)
-    for joint, parent in enumerate(character.parents[1:], 1):
-        depth[joint] = depth[parent] + 1
-    for joint in range(len(depth) - 1, 0, -1):
-        parent = character.parents[joint]
-        below[parent] = max(below[parent], below[joint] + 1)
-    limit = np.radians(BENDS.bend_root + (BENDS.bend_leaf - BENDS.bend_root) * depth / np.maximum(depth + below, 1))
-    axes = random.standard_normal((poses, len(depth), 3))
-    axes /= np.linalg.norm(axes, axis=-1, keepdims=True)
-    angles = limit * random.random((poses, len(depth))) * random.random((poses, 1))
-    turn = Rotation.from_rotvec((angles[..., None] * axes).reshape(-1, 3)).as_matrix().reshape(poses, -1, 3, 3)
-    motion = np.tile(np.eye(4, dtype=np.float32), (poses, len(depth), 1, 1))
-    for joint, parent in enumerate(character.parents[1:], 1):
-        local = np.tile(np.eye(4), (poses, 1, 1))
-        local[:, :3, :3] = turn[:, joint]
-        local[:, :3, 3] = character.joints[joint] - turn[:, joint] @ character.joints[joint]
-        motion[:, joint] = motion[:, parent] @ local
-    return motion
 
 
 # ---- what the teacher says of them
@@ -489,6 +466,7 @@ def main(command: list[str] | None = None) -> None:
     config = FineTuneConfig(
         epochs=options.epochs,
         frames=options.frames,
+        bends=options.bends,
         skinning_frames=options.skinning_frames,
         skeleton_rate=options.skeleton_rate,
         skinning_rate=options.skinning_rate,
@@ -531,8 +509,8 @@ def main(command: list[str] | None = None) -> None:
     tell(f"fine-tuning on {len(taught)} sequences; replay of {replayed}; {place}", flush=True)
 
     # what there is of an earlier run
-    settings = [[job.made_from for job in jobs], config.frames, config.skinning_frames, config.lora, config.seed]
-    settings.append(options.replay)
+    settings = [[job.made_from for job in jobs], config.frames, config.bends, config.skinning_frames, config.lora]
+    settings += [config.seed, options.replay]
     of = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     states, worked, saved = {}, 0.0, time.monotonic()
     if has_state:

@@ -28,7 +28,7 @@ from ..motion.given import fit_given
 from ..points import UnitCube, sample_surface
 from ..sequence import MeshSequence
 from ..skeleton.tokens import BINS, decode, encode, order_joints, reorder
-from ..skinning.heat import heat_features
+from ..skinning.heat import heat_features, heat_weights
 from ..surface import STILL_TOLERANCE, Prepared, prepare
 
 TARGETS = ("sequence", "anchor")  # what W* is made from
@@ -102,12 +102,13 @@ def clip_of(prepared: Prepared, name: str, anchor: int, most_frames: int = 64, h
 @dataclass(frozen=True, eq=False)
 class SkeletonTarget:
     """The teacher's skeleton of the anchor: ids (T,) long, from BOS to EOS, and the joints (J,3) and parents (J,) in
-    the cube that they spell."""
+    the cube that they spell; heat (V,J): weights of the anchor's vertices to bend it with."""
 
     clip: Clip
     ids: Tensor
     joints: Tensor
     parents: Tensor
+    heat: Tensor
 
 
 def skeleton_target(
@@ -134,7 +135,8 @@ def skeleton_target(
         joints, parents = reorder(joints, parents, order_joints(joints, parents))
     ids = encode(joints + (0.5 - network.offset) / BINS, parents)  # centres are safe
     joints, parents = decode(ids, network.offset)
-    return SkeletonTarget(clip, torch.as_tensor(ids), torch.as_tensor(joints), torch.as_tensor(parents))
+    heat = heat_weights(vertices, clip.faces, joints, parents)
+    return SkeletonTarget(clip, *(torch.as_tensor(value) for value in (ids, joints, parents, heat)))
 
 
 @dataclass(frozen=True, eq=False)

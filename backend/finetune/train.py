@@ -29,7 +29,9 @@ from ..device import half_pays
 from ..errors import SprigError, no_progress
 from ..learned import SKELETON_POINTS
 from ..metrics import pjdd, temporal_skin_error
+from ..points import sample_surface
 from ..skeleton.generate import generate_each
+from .bends import bent_vertices
 from .clip import TARGETS, SkeletonTarget, SkinningTarget, frame_weights
 from .lora import merged, with_lora
 from .losses import LossConfig, geometric_prior, geometry_loss, skinning_loss, token_loss
@@ -46,7 +48,9 @@ class FineTuneConfig:
     """How long and how fast; the losses' own numbers are in `losses`."""
 
     epochs: int = 12
-    frames: int = 8  # of one clip in a step of the skeleton, the anchor besides
+    frames: int = 4  # of one clip in a step of the skeleton, the anchor besides: more and smaller steps learn sooner
+    bends: int = 2  # poses in such a step that the clip does not show: for other clips of the character
+    least_steps: int = 16  # of an epoch: short clips are shown more than once, each time with other surface points
     skinning_frames: int = 1  # of the skin: it needs many steps, and each is quick
     skeleton_rate: float = 1e-3  # highest learning rate
     skinning_rate: float = 2e-3
@@ -62,6 +66,7 @@ class FineTuneConfig:
     losses: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self):
+        assert self.bends >= 0, self.bends
         if min(self.epochs, self.frames, self.skinning_frames) < 1:
             raise SprigError("Fine-tuning takes at least 1 epoch and 1 frame at a time; ask for more.")
         if self.target not in TARGETS:
@@ -79,11 +84,16 @@ class SkeletonStage:
         self.targets, self.config, self.device = targets, config, device
 
     def loss(self, network, target: SkeletonTarget, frames, seed: int):
-        """The loss of some frames, the anchor first, and its terms; `seed` draws their surface points."""
+        """The loss of some frames, the anchor first, and random bends, and its terms; `seed` draws these and points."""
+        points = np.concatenate([self._points(target, frames, seed), self._bent_points(target, seed)])
+        return self._loss(network, target, points)
+
+    def _loss(self, network, target, points):
+        """Of poses with points (B,N,6), the anchor first."""
         ids = target.ids.to(self.device)
         with torch.no_grad():
-            condition = network.condition(self._points(target, frames, seed))
-        logits = network(condition, ids.expand(len(frames), -1))
+            condition = network.condition(torch.as_tensor(points, device=self.device))
+        logits = network(condition, ids.expand(len(points), -1))
         token, token_terms = token_loss(logits, ids, 0, self.config.losses)
         geometry, geometry_terms = geometry_loss(
             logits, target.joints.to(self.device), target.parents.to(self.device), 0, self.config.losses, network.offset
@@ -98,15 +108,25 @@ class SkeletonStage:
             tick()
             if target.clip.held_out.any():
                 frames = [target.clip.anchor, *np.flatnonzero(target.clip.held_out)]
-                losses.append(float(self.loss(network, target, frames, seed=0)[0]))
+                losses.append(float(self._loss(network, target, self._points(target, frames, seed=0))[0]))
             points = self._points(target, [target.clip.anchor, *_shown(target.clip)], seed=0)
+            points = torch.as_tensor(points, device=self.device)
             found = generate_each(network, points, progress=lambda *_: tick())
             drifts.append(pjdd([(one.joints, one.parents) for (one,) in found], 0).index)
         return {"loss": _mean(losses), "pjdd": _mean(drifts)}
 
     def _points(self, target, frames, seed):
-        drawn = [target.clip.points(frame, SKELETON_POINTS, seed=4096 * seed + int(frame)) for frame in frames]
-        return torch.as_tensor(np.stack(drawn), device=self.device)
+        return np.stack([target.clip.points(frame, SKELETON_POINTS, seed=4096 * seed + int(frame)) for frame in frames])
+
+    def _bent_points(self, target, seed):
+        clip, random = target.clip, np.random.default_rng(seed)
+        rig = target.heat.numpy(), target.joints.numpy(), target.parents.numpy()
+        drawn = np.empty((self.config.bends, SKELETON_POINTS, 6), dtype=np.float32)
+        for k in range(self.config.bends):
+            bent = bent_vertices(clip.vertices[clip.anchor], *rig, random)
+            surface = sample_surface(bent, clip.faces, SKELETON_POINTS, seed=int(random.integers(2**31)))
+            drawn[k] = surface.at(bent, clip.faces)
+        return drawn
 
 
 class SkinningStage:
@@ -322,18 +342,20 @@ def _step(state: FineTuneState, stage, target, frames, config: FineTuneConfig, r
 
 
 def _epoch(stage, config: FineTuneConfig, epoch: int, part: tuple[int, int]) -> list[tuple]:
-    """The steps of an epoch, (target, frames), the anchor first: every frame of every clip once, in random order.
+    """The steps of an epoch, (target, frames), the anchor first: every frame of every clip once, in random order; more
+    than once if that is less than `least_steps`.
 
     All processes have equally many; where they do not come out even, the first steps are taken twice.
     """
     random = np.random.default_rng([config.seed, epoch])
     frames = {"skeleton": config.frames, "skinning": config.skinning_frames}[stage.kind]
     steps = []
-    for target in stage.targets:
-        clip = target.clip
-        learned = random.permutation(np.setdiff1d(np.flatnonzero(~clip.held_out), [clip.anchor]))
-        pieces = np.array_split(learned, max(1, -(-len(learned) // frames)))
-        steps += [(target, [clip.anchor, *piece.tolist()]) for piece in pieces]
+    while not steps or len(steps) < config.least_steps:
+        for target in stage.targets:
+            clip = target.clip
+            learned = random.permutation(np.setdiff1d(np.flatnonzero(~clip.held_out), [clip.anchor]))
+            pieces = np.array_split(learned, max(1, -(-len(learned) // frames)))
+            steps += [(target, [clip.anchor, *piece.tolist()]) for piece in pieces]
     which, processes = part
     order = np.resize(random.permutation(len(steps)), -(-len(steps) // processes) * processes)
     return [steps[k] for k in order[which::processes]]
