@@ -285,6 +285,137 @@ GERMAN = {
     "Which shape of the mesh belongs to the armature's rest pose": (
         "Welche Form des Meshes zur Ruhepose der Armature gehört"
     ),
+    (
+        "A folder that already holds torch, scipy and safetensors for this Blender's Python, such as a "
+        "site-packages folder; used instead of an installation by SPRig"
+    ): (
+        "Ein Ordner, in dem torch, scipy und safetensors für das Python dieses Blenders schon liegen, etwa ein "
+        "site-packages-Ordner; wird statt einer Installation durch SPRig benutzt"
+    ),
+    "A frame of your choice, such as a T-pose": "Ein Frame Ihrer Wahl, etwa eine T-Pose",
+    "A number of your choice": "Eine Zahl Ihrer Wahl",
+    "A range of your own": "Ein eigener Bereich",
+    "An NVIDIA card, or an AMD card with a ROCm build of PyTorch": (
+        "Eine Karte von NVIDIA, oder von AMD mit einem PyTorch für ROCm"
+    ),
+    "As lines that fade from the bone's head to its tail": (
+        "Als Linien, die vom Kopf des Bones zu seinem Ende blasser werden"
+    ),
+    "As solid bones": "Als feste Bones",
+    "Ask the skeleton network about every frame by itself, and draw its answers beside the rig to compare": (
+        "Das Skelettnetz zu jedem Frame einzeln befragen und seine Antworten zum Vergleich neben das Rig zeichnen"
+    ),
+    "By anatomy where the skeleton shows it, otherwise numbered; for any creature": (
+        "Nach der Anatomie, wo das Skelett sie zeigt, sonst nummeriert; für jedes Wesen"
+    ),
+    "Copy what is known about the libraries, and what was said when they failed, to the clipboard": (
+        "In die Zwischenablage kopieren, was über die Bibliotheken bekannt ist und was sie meldeten, als es nicht ging"
+    ),
+    "Download PyTorch and SciPy into SPRig's own folder; Blender's own Python is left alone": (
+        "PyTorch und SciPy in SPRigs eigenen Ordner herunterladen; Blenders Python bleibt, wie es ist"
+    ),
+    "Draw what the network says of each frame by itself, in light blue": (
+        "In Hellblau zeichnen, was das Netz zu jedem Frame für sich sagt"
+    ),
+    "Edit the previewed joints in Edit Mode: move, add, delete, reparent and rename bones, then press Refit": (
+        "Die Gelenke der Vorschau im Edit Mode bearbeiten: Bones verschieben, hinzufügen, löschen, umhängen und "
+        "umbenennen, dann neu anpassen"
+    ),
+    "File of a skeleton network (SPRig's .safetensors, Puppeteer's .pth); empty for SPRig's own": (
+        "Datei eines Skelettnetzes (.safetensors von SPRig, .pth von Puppeteer); leer für SPRigs eigenes"
+    ),
+    "File of a skinning network (SPRig's .safetensors, Puppeteer's .pth); empty for SPRig's own": (
+        "Datei eines Skinning-Netzes (.safetensors von SPRig, .pth von Puppeteer); leer für SPRigs eigenes"
+    ),
+    "Fit skin weights and motion again for exactly these bones, and preview that; the frames are not read again": (
+        "Gewichte und Bewegung für genau diese Bones neu bestimmen und als Vorschau zeigen; die Frames werden "
+        "nicht neu gelesen"
+    ),
+    "Frame in which the mesh has the armature's rest pose; it has to be one of the frames read": (
+        "Frame, in dem das Mesh die Ruhepose der Armature hat; er muss unter den gelesenen sein"
+    ),
+    "Frame whose shape becomes the rest pose; it has to be one of the frames read": (
+        "Frame, dessen Form zur Ruhepose wird; er muss unter den gelesenen sein"
+    ),
+    "How far every vertex is from where the sequence has it on this frame": (
+        "Wie weit jeder Vertex in diesem Frame von seinem Ort in der Sequenz entfernt ist"
+    ),
+    "How far the joint turns: light for 90° and more, grey where that is not seen": (
+        "Wie weit sich das Gelenk dreht: hell ab 90°, grau, wo davon nichts zu sehen ist"
+    ),
+    "How sure the network was of the joint: light for sure, grey for not known": (
+        "Wie sicher sich das Netz des Gelenks war: hell für sicher, grau für unbekannt"
+    ),
+    "How the previewed bones are drawn": "Wie die Bones der Vorschau gezeichnet werden",
+    "In a separate process, which takes some seconds to start for every rig": (
+        "In einem eigenen Prozess, dessen Start bei jedem Rig einige Sekunden dauert"
+    ),
+    "Inside Blender; in a separate process where PyTorch does not load in Blender": (
+        "In Blender; in einem eigenen Prozess, wo PyTorch sich in Blender nicht laden lässt"
+    ),
+    "Install PyTorch and SciPy from a folder of downloaded wheels, without the network": (
+        "PyTorch und SciPy ohne Netz aus einem Ordner heruntergeladener Wheels installieren"
+    ),
+    "Joint whose skin weights are drawn; empty for all joints in colours of their own": (
+        "Gelenk, dessen Gewichte gezeichnet werden; leer für alle Gelenke in eigenen Farben"
+    ),
+    "Keys for the weights that the mesh has": "Keyframes für die Gewichte, die das Mesh hat",
+    "Make left and right joints mirror each other, in the mean of both; locked ones stay where they are": (
+        "Linke und rechte Gelenke zueinander spiegeln, in der Mitte beider; gesperrte bleiben, wo sie sind"
+    ),
+    "Merge or split this bone as suggested; Refit then finds weights and motion": (
+        "Diesen Bone wie vorgeschlagen verschmelzen oder teilen; die neue Anpassung findet dann Gewichte und Bewegung"
+    ),
+    "Not at all": "Gar nicht",
+    "Nothing, all bones are alike": "Nichts, alle Bones sind gleich",
+    "Nothing, only the mesh itself is seen": "Nichts, nur das Mesh selbst ist zu sehen",
+    "One more bone, called root, on the ground below the character": (
+        "Ein weiterer Bone namens root, auf dem Boden unter der Figur"
+    ),
+    "Remove the libraries that SPRig installed": "Die Bibliotheken entfernen, die SPRig installiert hat",
+    "Select the bone that this is about": "Den Bone auswählen, um den es geht",
+    "Skin weights and keys; locked vertex groups keep their weights": (
+        "Gewichte und Keyframes; gesperrte Vertex Groups behalten ihre Gewichte"
+    ),
+    "Skin weights for the armature's own animation": "Gewichte für die eigene Animation der Armature",
+    "Take the adjusted joints away, and bring back the preview that was there before": (
+        "Die bearbeiteten Gelenke wegnehmen und die Vorschau von vorher zurückholen"
+    ),
+    "Take this message away": "Diese Meldung ausblenden",
+    "The armature whose bones are fitted; empty for the one that is active or that moves the mesh": (
+        "Die Armature, deren Bones angepasst werden; leer für die aktive oder die, die das Mesh bewegt"
+    ),
+    "The frame of greatest surface area, where the limbs are most spread out": (
+        "Der Frame mit der größten Oberfläche, in dem die Glieder am weitesten ausgestreckt sind"
+    ),
+    "The graphics card when PyTorch can use it, else the processor": (
+        "Die Grafikkarte, wenn PyTorch sie benutzen kann, sonst der Prozessor"
+    ),
+    "The graphics part of an Apple processor": "Der Grafikteil eines Apple-Prozessors",
+    "The location of the armature itself": "Der Ort der Armature selbst",
+    "The mesh without deformation; it has to be bound to the armature": (
+        "Das unverformte Mesh; es muss an die Armature gebunden sein"
+    ),
+    "The names of Mixamo's characters": "Die Namen der Figuren von Mixamo",
+    "The names of Rigify's human metarig": "Die Namen von Rigifys menschlichem Metarig",
+    "The names of Unity's humanoid avatars": "Die Namen der Humanoiden von Unity",
+    "The names of Unreal Engine 5's mannequins": "Die Namen der Mannequins der Unreal Engine 5",
+    "The processor": "Der Prozessor",
+    "The root joint, as the motion gives it": "Das Wurzelgelenk, wie die Bewegung es ergibt",
+    "The scene's frame range": "Der Frame-Bereich der Szene",
+    "The shape of a frame in which the mesh has the armature's rest pose": (
+        "Die Form eines Frames, in dem das Mesh die Ruhepose der Armature hat"
+    ),
+    "The skin weights of a joint, or all joints in colours of their own": (
+        "Die Gewichte eines Gelenks, oder alle Gelenke in eigenen Farben"
+    ),
+    "What is drawn on the surface that the previewed rig moves": (
+        "Was auf die Oberfläche gezeichnet wird, die das Rig der Vorschau bewegt"
+    ),
+    "What the colours of the previewed bones mean": "Was die Farben der Bones in der Vorschau bedeuten",
+    "Whether PyTorch runs inside Blender or in a process of Blender's Python beside it": (
+        "Ob PyTorch in Blender läuft oder in einem Prozess von Blenders Python daneben"
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""Translations: every entry belongs to something that the add-on says, and nearly every label has one.
+"""Translations: every entry belongs to something that the add-on says; nearly every label and tooltip has one.
 
 The bpy wheel is built without languages; what a German Blender shows is looked at by the window tests.
 """
@@ -15,7 +15,7 @@ from sprig.sprig_blender.translations import LANGUAGES
 CHECKOUT = Path(__file__).resolve().parents[2]
 OWN_WORDS = {"", "bl_idname", "RNA", "SPRig", "RMSE", "Unity", "Unreal", "Mixamo", "Rigify", "CUDA", "Godot, glTF"}
 DRAWN_ELSEWHERE = {"Name", "Menu", "File", "Files", "Folder", "Filter", "Check Existing", "Bone", "Kind", "Remove"}
-COMPLETE = 0.9  # share of the labels
+COMPLETE = 0.9  # share of the labels and tooltips
 
 
 def texts_in_code() -> set[str]:
@@ -67,5 +67,7 @@ def test_nearly_everything_is_translated(extension, language):
     sections = [call.args[2].value for call in calls if getattr(call.func, "id", "") == "_section"]
     assert len(sections) >= 8
     wanted |= {("*", section) for section in sections}
+    wanted |= {("*", tooltip) for tooltip in settings_labels(extension)[1] if tooltip}
+    wanted |= {("*", operator.description) for operator in operators() if operator.description}
     missing = wanted - set(LANGUAGES[language])
     assert len(missing) <= (1 - COMPLETE) * len(wanted), sorted(missing)
