@@ -60,7 +60,7 @@ test-blender-4.5.15: $(VENV)/ready
 test-blender-%: .venv-bpy-%/ready
 	.venv-bpy-$*/bin/python -m pytest tests/blender
 
-test-window: $(VENV)/ready ## the tests in a Blender window, which the program named in SPRIG_BLENDER_GUI opens
+test-window: $(VENV)/ready ## the tests in the window of the Blender on the PATH, or named in BLENDER
 	$(RUN) -m pytest -m window tests/window
 
 zip: $(VENV)/ready ## the Blender extension, dist/sprig-VERSION.zip

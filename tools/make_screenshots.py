@@ -2,8 +2,8 @@
 
 python tools/make_screenshots.py        writes docs/images/*.png and prints their sizes
 
-Needs what the window tests need: SPRIG_BLENDER_GUI, see tests/window/test_window.py. The elephant comes from a point
-cache, since a Blender may be built without Alembic; look at every picture before you keep it.
+Needs what the window tests need, see tests/window/test_window.py. The elephant comes from a point cache, since a
+Blender may be built without Alembic; look at every picture before you keep it.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image, ImageChops  # Pillow comes with matplotlib
 
-from sprig.tests.window.play import CHECKOUT, RUNNER, play, save_animal
+from sprig.tests.window.play import CHECKOUT, play, save_animal, window_opener
 
 IMAGES = CHECKOUT / "docs" / "images"
 PICTURES = ("libraries", "ready", "sections", "preview", "result", "compare")
@@ -41,8 +41,8 @@ def without_ground(picture: Image.Image) -> Image.Image:
 
 
 def main() -> None:
-    if RUNNER not in os.environ:
-        raise SystemExit(f"make_screenshots.py: set {RUNNER} to a program that opens Blender windows")
+    if window_opener() is None:
+        raise SystemExit("make_screenshots.py: there is no Blender on the PATH; name its executable in BLENDER")
     os.environ.setdefault("BLENDER_GUI_SIZE", WINDOW)
     IMAGES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,16 @@ import numpy as np
 from sprig.backend.formats import read_sequence_file
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-RUNNER = "SPRIG_BLENDER_GUI"  # see test_window.py
+RUNNER = "SPRIG_BLENDER_GUI"  # names another program than tools/blender_window.py, see test_window.py
+
+
+def window_opener() -> list[str] | None:
+    """The command that opens windows; None where there is no Blender to open."""
+    if RUNNER in os.environ:
+        return [os.environ[RUNNER]]
+    if shutil.which(os.environ.get("BLENDER", "blender")) is None:
+        return None
+    return [sys.executable, str(CHECKOUT / "tools" / "blender_window.py")]
 
 
 def play(name: str, scratch: Path) -> dict:
@@ -24,7 +35,7 @@ def play(name: str, scratch: Path) -> dict:
     )
     binds = [str(CHECKOUT), str(scratch), *filter(None, [os.environ.get("BLENDER_GUI_BIND")])]
     done = subprocess.run(
-        [os.environ[RUNNER], "screenshot", script, scratch / "end.png", "--", "--enable-event-simulate"],
+        [*window_opener(), "screenshot", script, scratch / "end.png", "--", "--enable-event-simulate"],
         env={**os.environ, "BLENDER_GUI_BIND": ":".join(binds)},
         capture_output=True,
         text=True,

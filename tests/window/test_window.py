@@ -1,15 +1,14 @@
 """The add-on in a real Blender window: the modal operator, Esc, undo, and what the panel looks like.
 
-Set SPRIG_BLENDER_GUI to a program that can be called as
+`tools/blender_window.py` opens the window of the Blender on the PATH, or of the executable named in BLENDER. Where
+Blender lives in a root or on a machine of its own, SPRIG_BLENDER_GUI names a program that is called in the same way,
 
     PROGRAM screenshot SCRIPT.py OUT.png -- BLENDER-ARGUMENTS
 
-It opens a Blender window (a virtual display will do), runs SCRIPT.py once the window is up, saves a picture of it, and
-returns a status other than 0 when the script failed. Scripts may `import blender_gui`, which has to offer view3d, shot,
-maximize, sidebar, hold, ready and fail. BLENDER_GUI_BIND holds the folders that the script needs, separated by colons.
+and offers scripts the same module, `blender_gui`. BLENDER_GUI_BIND then holds the folders that the script needs,
+separated by colons.
 """
 
-import os
 import shutil
 
 import pytest
@@ -17,8 +16,8 @@ import pytest
 from sprig.sprig_blender.pinned_wheels import PINNED
 
 from ..small_wheels import make_wheel
-from .play import RUNNER, save_animal
 from .play import play as play_in_window
+from .play import save_animal, window_opener
 
 pytestmark = pytest.mark.window
 
@@ -28,8 +27,8 @@ LARGEST_GROWTH = 30.0  # megabytes that 15 runs, and opening files, may add afte
 @pytest.fixture
 def play(tmp_path):
     """Play a scenario in a window; returns what it returned and the folder with its pictures."""
-    if RUNNER not in os.environ:
-        pytest.skip(f"{RUNNER} is not set to a program that opens Blender windows")
+    if window_opener() is None:
+        pytest.skip("there is no Blender on the PATH or in BLENDER to open windows with")
 
     def play_scenario(name):
         return play_in_window(name, tmp_path), tmp_path
