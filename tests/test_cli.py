@@ -117,9 +117,10 @@ def test_every_format_is_rigged(kind, tmp_path):
     vertices, faces = bending_bar()
     path, rest = write_clip(kind, tmp_path, vertices, faces)
     out, report = tmp_path / "rig.npz", tmp_path / "rig.json"
-    options = ["--joints", "3", "-q", "--report", str(report), *(["--rest", str(rest)] if rest else [])]
+    options = ["--skeleton", "motion", "--joints", "3", "-q", "--report", str(report)]
+    options += ["--rest", str(rest)] if rest else []
     assert cli.main(["rig", str(path), "-o", str(out), *options]) == 0
-    plain = rig_sequence(MeshSequence(vertices, faces), RigOptions(joints=3))
+    plain = rig_sequence(MeshSequence(vertices, faces), RigOptions(joints=3, skeleton="motion"))
     assert json.loads(report.read_text())["rmse_percent"] == pytest.approx(plain.rmse, rel=0.02)
     with np.load(out) as rig:
         assert rig["parents"].tolist() == plain.skeleton.parents.tolist()

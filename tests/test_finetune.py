@@ -475,6 +475,7 @@ def test_a_run_needs_sequences(network_files, tmp_path, sequences, capsys):
         finetune.main(command(tmp_path / "other", sequences, network_files, "--resume"))
 
 
+@pytest.mark.slow
 def test_two_processes_make_one_student(sequences, network_files, tmp_path):
     """torchrun: half of the sequences and half of the steps each, and the first one writes."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]

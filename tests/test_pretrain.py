@@ -273,7 +273,7 @@ def run(module, folder, *more, **settings):
     return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **settings)
 
 
-@pytest.mark.parametrize("kind", ["skeleton", "skinning"])
+@pytest.mark.parametrize("kind", [pytest.param("skeleton", marks=pytest.mark.slow), "skinning"])
 def test_a_run_that_is_stopped_goes_on_where_it_was(kind, tmp_path):
     folder, small = tmp_path / "run", ("--batch", "2", "--points", "256", "--device", "cpu", "--threads", "1")
     with run(f"pretrain_{kind}", folder, *small, "--minutes", "60") as process:
@@ -303,6 +303,7 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(kind, tmp_path):
     assert entries[-1]["drawn"] == last["done"]["drawn"]
 
 
+@pytest.mark.slow
 def test_two_processes_learn_one_network(tmp_path):
     """torchrun: both add their gradients, and the first one writes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]

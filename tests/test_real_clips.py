@@ -72,6 +72,7 @@ def test_far_from_the_origin_and_at_any_size(shared):
         np.testing.assert_allclose(scaled.skeleton.joints / scale, base.skeleton.joints, atol=1e-2 * size)
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_does_not_matter(shared):
     """Rounding that differs with the threads must not reach a choice between bones."""
     torch = load_torch()

@@ -18,6 +18,8 @@ from ..small_networks import small_networks
 from .rigs import mesh_object, replayed, tube
 from .scene_files import FORMATS, KNOWS_USD_RATE, export, has
 
+QUICK = ("--skeleton", "motion")  # where it is files that are tested
+
 
 def bending_tube(name="body", frames=range(1, 9), location=(0, 0, 0), fps=30):
     """A tube on two bones, the upper of which turns by a tenth of a radian a frame; with a texture map."""
@@ -114,7 +116,7 @@ def test_demo(tmp_path, capfd):
 def test_other_formats_and_a_picture(suffix, clip, tmp_path):
     """Of a sequence that comes from no scene."""
     picture = ["--preview", str(tmp_path / "out.png")] if suffix == ".npz" else []
-    told = report_of(clip, tmp_path / f"out{suffix}", "--joints", "3", *picture)
+    told = report_of(clip, tmp_path / f"out{suffix}", *QUICK, "--joints", "3", *picture)
     assert (told["frames"], told["fps"], len(told["joints"])) == (6, 12, 3)
     if suffix == ".npz":
         assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
@@ -153,7 +155,7 @@ def test_fine_tuning_on_a_scene(tmp_path):
 
 def test_capital_suffixes(clip, tmp_path):
     for suffix in (".GLB", ".BLEND"):
-        assert cli.main(["rig", str(clip), "-o", str(tmp_path / f"rig{suffix}"), "-q", "--joints", "2"]) == 0
+        assert cli.main(["rig", str(clip), "-o", str(tmp_path / f"rig{suffix}"), "-q", *QUICK, "--joints", "2"]) == 0
     assert listing(tmp_path) == ["clip.npz", "rig.BLEND", "rig.GLB"]
 
 
@@ -168,14 +170,16 @@ def test_scenes_without_their_floor(suffix, tmp_path):
     bending_tube()
     floor()
     source = export(tmp_path / f"scene{suffix}")
-    told = report_of(source, tmp_path / "rig.npz", "--joints", "3")
+    told = report_of(source, tmp_path / "rig.npz", *QUICK, "--joints", "3")
     assert told["object"].startswith("body") and told["frames"] == 8
     if not suffix.startswith(".usd") or KNOWS_USD_RATE:
         assert told["fps"] == pytest.approx(30)
     assert any("floor" in warning for warning in told["warnings"])
     assert told["rmse_percent"] < 1
 
-    both = report_of(source, tmp_path / "rig.npz", "--joints", "3", "--object", told["object"], "--object", "floor")
+    both = report_of(
+        source, tmp_path / "rig.npz", *QUICK, "--joints", "3", "--object", told["object"], "--object", "floor"
+    )
     assert sorted(both["object"].split(", ")) == sorted([told["object"], "floor"])
     assert both["vertices"] == told["vertices"] + 4
     assert not any("left out" in warning for warning in both["warnings"])
@@ -184,7 +188,7 @@ def test_scenes_without_their_floor(suffix, tmp_path):
 def test_frames_of_a_scene(tmp_path):
     bending_tube(frames=range(10, 21))
     source = export(tmp_path / "scene.blend")
-    told = report_of(source, tmp_path / "rig.npz", "--joints", "2", "--frames", "12:18:3", "--anchor", "15")
+    told = report_of(source, tmp_path / "rig.npz", *QUICK, "--joints", "2", "--frames", "12:18:3", "--anchor", "15")
     assert (told["frames"], told["anchor_frame"]) == (3, 15)
     with np.load(tmp_path / "rig.npz") as rig:
         assert rig["frame_index"].tolist() == [2, 5, 8] and rig["anchor_frame"] == 1
@@ -195,7 +199,7 @@ def test_an_archive_keeps_its_looks(tmp_path):
     bending_tube(location=(2, 0, 1))
     floor()
     source = export(tmp_path / "scene.abc")
-    told = report_of(source, tmp_path / "rig.blend", "--joints", "2")
+    told = report_of(source, tmp_path / "rig.blend", *QUICK, "--joints", "2")
     assert sorted(told["object"].split(", ")) == ["body", "floor"]
     assert not any("archive" in warning for warning in told["warnings"])  # the two readers agree
     bpy.ops.wm.open_mainfile(filepath=str(tmp_path / "rig.blend"))
@@ -212,7 +216,7 @@ def test_an_archive_at_another_rate(tmp_path):
     """--fps renumbers the frames, for Blender as for alembic3d."""
     bending_tube()
     source = export(tmp_path / "scene.abc")
-    told = report_of(source, tmp_path / "rig.blend", "--joints", "2", "--fps", "60")
+    told = report_of(source, tmp_path / "rig.blend", *QUICK, "--joints", "2", "--fps", "60")
     assert told["fps"] == 60 and told["frames"] == 8
     assert not any("archive" in warning for warning in told["warnings"])
 
@@ -289,7 +293,7 @@ def test_a_scene_without_motion_is_refused(tmp_path, capfd):
 def test_interrupted(said, tmp_path):
     """Ctrl-C while Blender's module is loaded, while it imports, exports, and draws."""
     outputs = ["-o", tmp_path / "rig.fbx", "--preview", tmp_path / "rig.png", "--report", tmp_path / "rig.json"]
-    with start("rig", cli.EXAMPLE, *outputs, "--joints", "5") as run:
+    with start("rig", cli.EXAMPLE, *outputs, *QUICK, "--joints", "5") as run:
         while not run.stdout.readline().startswith(said):
             assert run.poll() is None
         run.send_signal(signal.SIGINT)
@@ -311,7 +315,7 @@ def test_full_disk(suffix, clip, tmp_path):
     def full():
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
-    with start("rig", clip, "-o", out, "--joints", "3", "-q", preexec_fn=full) as run:
+    with start("rig", clip, "-o", out, *QUICK, "--joints", "3", "-q", preexec_fn=full) as run:
         printed, error = run.communicate(timeout=120)
     assert run.returncode == 2, error
     assert str(out) in one_line(error) and printed == ""
@@ -320,6 +324,6 @@ def test_full_disk(suffix, clip, tmp_path):
 
 def test_a_quiet_run_is_silent_to_its_very_end(tmp_path):
     """Blender's module prints and may hang when Python tears it down; the command ends before that."""
-    with start("rig", cli.EXAMPLE, "-o", tmp_path / "rig.glb", "--joints", "5", "-q") as run:
+    with start("rig", cli.EXAMPLE, "-o", tmp_path / "rig.glb", *QUICK, "--joints", "5", "-q") as run:
         printed, error = run.communicate(timeout=120)
     assert (run.returncode, printed, error) == (0, "", "")

@@ -23,6 +23,7 @@ def temporary(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
 
 
+@pytest.mark.slow
 def test_nothing_is_left_over(extension, tmp_path, temporary):
     saved = str(tmp_path / "body.blend")
     addon_of(extension)  # its settings for a small and quick rig
