@@ -9,6 +9,8 @@ and how good a network is; `fine_tune` is the loop around both, for one clip or 
 Choices that a reader would question:
 * Every step draws its numbers from the seed and its own, and a state holds where in an epoch it is: a run that goes on
   gives what it would have given.
+* A step of the skeleton stage also shows random bends of the anchor (`bends.py`), which the paper has not: without them
+  other clips of the character got other skeletons (training/LOG.md, protocol b).
 * Nothing is dropped out: what the student should agree with is the teacher's answer, which was given without.
 * A step of the skinning stage is about some of the tracked points: the gradient of all needs gigabytes and says little
   more. The network sees them all.
