@@ -120,6 +120,6 @@ def main(folder: Path) -> None:
         say(done=True)
     except SprigError as error:
         say(sentence=str(error))
-    except Exception:
-        say(bug=traceback.format_exc())
+    except Exception as bug:  # Blender's side raises it again, as ErrorInChild
+        say(bug="".join(traceback.format_exception(bug)))
     os._exit(0)

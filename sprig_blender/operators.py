@@ -25,6 +25,7 @@ from . import (
 )
 from .jobs import Job, LongOperator, Step
 
+IN_OBJECT_MODE = "Switch to Object Mode first"
 ADJUSTING = "Joints are being adjusted; apply or discard that first"
 
 
@@ -35,10 +36,21 @@ def _waits(operator) -> bool:
     return jobs.running() is not None
 
 
-class _OnSequence(LongOperator):
-    """What works on the selected meshes has in common; `obstacle` says why it cannot."""
+def _obstacle_to_go_on(context) -> str:
+    """Why nothing can be done with the preview, in one sentence; empty where nothing is in the way."""
+    if jobs.running():
+        return status.busy()
+    if preview.current() is None:
+        return "There is no preview; press Preview first"
+    if preview.current().computed.scene_uid != context.scene.session_uid:
+        return "The preview belongs to another scene; switch to that one"
+    return ""
 
-    obstacle = staticmethod(status.obstacle)
+
+class _Guarded(LongOperator):
+    """Long work that says why it cannot begin: obstacle(context) is one sentence, or empty."""
+
+    obstacle = staticmethod(status.obstacle)  # to what works on the selected meshes
 
     @classmethod
     def poll(cls, context):
@@ -48,7 +60,7 @@ class _OnSequence(LongOperator):
         return not words
 
 
-class SPRIG_OT_auto_rig_sequence(_OnSequence, Operator):
+class SPRIG_OT_auto_rig_sequence(_Guarded, Operator):
     """Turn the selected animated meshes into one rig: an armature, skinned copies and keys that replay the motion"""
 
     bl_idname = "sprig.auto_rig_sequence"
@@ -61,7 +73,7 @@ class SPRIG_OT_auto_rig_sequence(_OnSequence, Operator):
         return auto_rig.steps(context, cancel, patience)
 
 
-class SPRIG_OT_preview(_OnSequence, Operator):
+class SPRIG_OT_preview(_Guarded, Operator):
     """Rig the selected animated meshes as Auto-Rig does, but only draw the rig over them until it is applied"""
 
     bl_idname = "sprig.preview"
@@ -78,23 +90,7 @@ class SPRIG_OT_preview(_OnSequence, Operator):
         return preview.steps(context, cancel, patience)
 
 
-class _OnPreview(LongOperator):
-    """What goes on with a preview has in common."""
-
-    @classmethod
-    def poll(cls, context):
-        if _waits(cls):
-            return False
-        if preview.current() is None:
-            cls.poll_message_set("There is no preview; press Preview first")
-        elif preview.current().computed.scene_uid != context.scene.session_uid:
-            cls.poll_message_set("The preview belongs to another scene; switch to that one")
-        else:
-            return True
-        return False
-
-
-class SPRIG_OT_apply_preview(_OnPreview, Operator):
+class SPRIG_OT_apply_preview(_Guarded, Operator):
     """Write the rig that is previewed, as Auto-Rig does; nothing is computed again"""
 
     bl_idname = "sprig.apply_preview"
@@ -102,14 +98,9 @@ class SPRIG_OT_apply_preview(_OnPreview, Operator):
     bl_options = {"REGISTER", "UNDO"}
     title = "Apply Preview"
 
-    @classmethod
-    def poll(cls, context):
-        if not super().poll(context):
-            return False
-        if context.mode != "OBJECT":
-            cls.poll_message_set("Switch to Object Mode first")
-            return False
-        return True
+    @staticmethod
+    def obstacle(context):
+        return _obstacle_to_go_on(context) or ("" if context.mode == "OBJECT" else IN_OBJECT_MODE)
 
     def steps(self, context, cancel, patience):
         return adjust.apply_steps(context, cancel, patience)
@@ -133,18 +124,19 @@ class SPRIG_OT_discard_preview(Operator):
         return {"FINISHED"}
 
 
-class SPRIG_OT_show_raw_network(_OnPreview, Operator):
+class SPRIG_OT_show_raw_network(_Guarded, Operator):
     """Ask the skeleton network about every frame by itself, and draw its answers beside the rig to compare"""
 
     bl_idname = "sprig.show_raw_network"
     bl_label = "Show Raw Network"
     title = "Raw Network"
+    obstacle = staticmethod(_obstacle_to_go_on)
 
     def steps(self, context, cancel, patience):
         return preview.raw_steps(context, cancel, patience)
 
 
-class SPRIG_OT_adjust(_OnPreview, Operator):
+class SPRIG_OT_adjust(_Guarded, Operator):
     """Edit the previewed joints in Edit Mode: move, add, delete, reparent and rename bones, then press Refit"""
 
     bl_idname = "sprig.adjust"
@@ -152,20 +144,19 @@ class SPRIG_OT_adjust(_OnPreview, Operator):
     bl_options = {"REGISTER", "UNDO"}
     title = "Adjust Joints"
 
-    @classmethod
-    def poll(cls, context):
+    @staticmethod
+    def obstacle(context):
         if context.mode != "OBJECT":
-            cls.poll_message_set("Switch to Object Mode first")
-            return False
+            return IN_OBJECT_MODE
         if preview.current() is None and adjust.result_for(context) is not None:
-            return not _waits(cls)
-        return super().poll(context)
+            return status.busy() if jobs.running() else ""
+        return _obstacle_to_go_on(context)
 
     def steps(self, context, cancel, patience):
         return adjust.steps(context, cancel, patience)
 
 
-class SPRIG_OT_refit(_OnPreview, Operator):
+class SPRIG_OT_refit(_Guarded, Operator):
     """Fit skin weights and motion again for exactly these bones, and preview that; the frames are not read again"""
 
     bl_idname = "sprig.refit"
@@ -173,20 +164,16 @@ class SPRIG_OT_refit(_OnPreview, Operator):
     bl_options = {"REGISTER", "UNDO"}
     title = "Refit"
 
-    @classmethod
-    def poll(cls, context):
-        if not super().poll(context):
-            return False
-        if adjust.edited(context) is None:
-            cls.poll_message_set("Press Adjust Joints first, and edit the bones")
-            return False
-        return True
+    @staticmethod
+    def obstacle(context):
+        words = "Press Adjust Joints first, and edit the bones"
+        return _obstacle_to_go_on(context) or ("" if adjust.edited(context) else words)
 
     def steps(self, context, cancel, patience):
         return adjust.refit_steps(context, cancel, patience)
 
 
-class SPRIG_OT_fit_armature(_OnSequence, Operator):
+class SPRIG_OT_fit_armature(_Guarded, Operator):
     """Find skin weights and keys for an armature of your own, so that it replays the selected meshes; its bones stay"""
 
     bl_idname = "sprig.fit_armature"
@@ -194,20 +181,16 @@ class SPRIG_OT_fit_armature(_OnSequence, Operator):
     bl_options = {"REGISTER", "UNDO"}
     title = "Fitting"
 
-    @classmethod
-    def poll(cls, context):
-        if not super().poll(context):
-            return False
-        if fit_armature.chosen_armature(context) is None:
-            cls.poll_message_set("Choose an armature in the panel, or select it together with the meshes")
-            return False
-        return True
+    @staticmethod
+    def obstacle(context):
+        words = "Choose an armature in the panel, or select it together with the meshes"
+        return status.obstacle(context) or ("" if fit_armature.chosen_armature(context) else words)
 
     def steps(self, context, cancel, patience):
         return fit_armature.steps(context, cancel, patience)
 
 
-class SPRIG_OT_finetune_sequence(_OnSequence, Operator):
+class SPRIG_OT_finetune_sequence(_Guarded, Operator):
     """Teach the networks to see one rig in every frame of the selected meshes; takes minutes, Auto-Rig then uses it"""
 
     bl_idname = "sprig.finetune_sequence"
@@ -471,7 +454,7 @@ class _OnResult(_AtOnce):
         if _waits(cls):
             return False
         if context.mode != "OBJECT":
-            cls.poll_message_set("Switch to Object Mode first")
+            cls.poll_message_set(IN_OBJECT_MODE)
         elif hand_over.chosen_result(context) is None:
             cls.poll_message_set("Select a rig that SPRig made, or what it was made from")
         else:
@@ -606,7 +589,7 @@ class SPRIG_OT_import_sequence(Operator):
         if _waits(cls):
             return False
         if context.mode != "OBJECT":
-            cls.poll_message_set("Switch to Object Mode first")
+            cls.poll_message_set(IN_OBJECT_MODE)
             return False
         return True
 

@@ -27,7 +27,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -363,7 +363,7 @@ def _pack(taught: Taught) -> dict:
         for name, value in vars(taught.clip).items()
     }
     targets = {
-        kind: {name: value for name, value in vars(target).items() if name != "clip"}
+        kind: {one.name: getattr(target, one.name) for one in fields(target) if one.name != "clip"}
         for kind, target in taught.targets.items()
     }
     return {"clip": clip, "targets": targets}

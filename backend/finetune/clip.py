@@ -14,6 +14,7 @@ no agreement with the teacher does. `target="anchor"` is the paper's way (traini
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -102,13 +103,17 @@ def clip_of(prepared: Prepared, name: str, anchor: int, most_frames: int = 64, h
 @dataclass(frozen=True, eq=False)
 class SkeletonTarget:
     """The teacher's skeleton of the anchor: ids (T,) long, from BOS to EOS, and the joints (J,3) and parents (J,) in
-    the cube that they spell; heat (V,J): weights of the anchor's vertices to bend it with."""
+    the cube that they spell."""
 
     clip: Clip
     ids: Tensor
     joints: Tensor
     parents: Tensor
-    heat: Tensor
+
+    @cached_property
+    def heat(self) -> np.ndarray:
+        """Weights (V,J) of the anchor's vertices by heat, to bend it with."""
+        return heat_weights(self.clip.vertices[self.clip.anchor], self.clip.faces, self.joints, self.parents)
 
 
 def skeleton_target(
@@ -135,8 +140,7 @@ def skeleton_target(
         joints, parents = reorder(joints, parents, order_joints(joints, parents))
     ids = encode(joints + (0.5 - network.offset) / BINS, parents)  # centres are safe
     joints, parents = decode(ids, network.offset)
-    heat = heat_weights(vertices, clip.faces, joints, parents)
-    return SkeletonTarget(clip, *(torch.as_tensor(value) for value in (ids, joints, parents, heat)))
+    return SkeletonTarget(clip, torch.as_tensor(ids), torch.as_tensor(joints), torch.as_tensor(parents))
 
 
 @dataclass(frozen=True, eq=False)

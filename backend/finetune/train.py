@@ -68,9 +68,10 @@ class FineTuneConfig:
     losses: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self):
-        assert self.bends >= 0, self.bends
-        if min(self.epochs, self.frames, self.skinning_frames) < 1:
-            raise SprigError("Fine-tuning takes at least 1 epoch and 1 frame at a time; ask for more.")
+        if min(self.epochs, self.frames, self.skinning_frames) < 1 or self.bends < 0:
+            raise SprigError(
+                "Fine-tuning takes at least 1 epoch, 1 frame at a time, and no fewer than 0 bends; ask for more."
+            )
         if self.target not in TARGETS:
             raise SprigError(f"There is no target {self.target!r}; choose {' or '.join(TARGETS)}.")
         if self.lora < 0:
@@ -122,10 +123,10 @@ class SkeletonStage:
 
     def _bent_points(self, target, seed):
         clip, random = target.clip, np.random.default_rng(seed)
-        rig = target.heat.numpy(), target.joints.numpy(), target.parents.numpy()
+        rig = target.joints.numpy(), target.parents.numpy()
         drawn = np.empty((self.config.bends, SKELETON_POINTS, 6), dtype=np.float32)
         for k in range(self.config.bends):
-            bent = bent_vertices(clip.vertices[clip.anchor], *rig, random)
+            bent = bent_vertices(clip.vertices[clip.anchor], target.heat, *rig, random)
             surface = sample_surface(bent, clip.faces, SKELETON_POINTS, seed=int(random.integers(2**31)))
             drawn[k] = surface.at(bent, clip.faces)
         return drawn

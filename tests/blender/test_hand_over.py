@@ -388,7 +388,7 @@ def test_a_source_of_another_file(addon, tmp_path):
     select(skins[0])
     assert bpy.ops.sprig.compare(view="SOURCE") == {"FINISHED"} and seen([body, *skins]) == [True, False]
     assert bpy.ops.sprig.clean_up() == {"FINISHED"}
-    assert everything() == before and seen([body]) == [True] and body.library is not None
+    assert everything() == before and seen([body]) == [True] and not body.is_editable  # still linked
 
 
 def test_cleaning_up_can_be_undone(addon):
