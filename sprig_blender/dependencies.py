@@ -1,9 +1,9 @@
 """torch, scipy and safetensors inside Blender: are they there, and putting them there when the user asks for it.
 
 Blender brings numpy only. The rest goes into the extension's own user folder (Blender keeps it across upgrades and
-removes it with the extension), into a sub-folder named after the Python version, so that a Blender with another Python
-finds "Missing" instead of crashing on it. That folder, or one the user names, is appended to sys.path: appended, so
-that Blender's numpy stays the first. This is the only place that touches sys.path.
+removes it with the extension), into a sub-folder named after the Python version and the kind of device, so that a
+Blender with another Python finds "Missing" instead of crashing on it. That folder, or one the user names, is appended
+to sys.path: appended, so that Blender's numpy stays the first. This is the only place that touches sys.path.
 
 Nothing is imported to find out what is there: enabling the add-on has to be quick and must not fail. An installation
 is made under another name, tried in a Python of its own and only then renamed, so a cancelled or failed one leaves
@@ -33,7 +33,7 @@ import bpy
 from ..backend.device import load_torch
 from ..backend.errors import SprigError, no_progress
 from . import child_process, problems
-from .pinned_wheels import PINNED, Wheel, requirements, this_machine
+from .pinned_wheels import PINNED, Wheel, builds, indexes, requirements, this_machine
 
 # What the backend imports, and the oldest versions it works with.
 REQUIRED = {"torch": (2, 6), "scipy": (1, 11), "safetensors": (0, 4)}
@@ -195,9 +195,13 @@ def unregister() -> None:
     use_folder(None)
 
 
-def own_folder() -> Path | None:
-    """Where our installation for this Python is, or would be."""
-    return _own_root / f"{PYTHON_TAG}-cpu" if _own_root else None
+def own_folder(build: str | None = None) -> Path | None:
+    """Where our installation for this Python is, or would be; or that of one of `pinned_wheels.builds`."""
+    if _own_root is None:
+        return None
+    folders = {name: _own_root / f"{PYTHON_TAG}-{name}" for name in builds(this_machine())}
+    found = (folder for folder in folders.values() if folder.is_dir() and not _removal_mark(folder).exists())
+    return folders[build] if build else next(found, folders["cpu"])
 
 
 def _other_python() -> str:
@@ -246,6 +250,11 @@ def search_path() -> list[str]:
 # ---- installing
 
 
+def wheels_for(build: str) -> tuple[Wheel, ...]:
+    """What a build brings to this machine."""
+    return builds(this_machine())[build]
+
+
 def download_size(wheels: Iterable[Wheel] = PINNED) -> float:
     """MB to download, roughly."""
     return sum(wheel.megabytes for wheel in wheels)
@@ -269,7 +278,7 @@ def install(folder: Path, wheel_folder: Path | None = None, progress: Callable =
         making.mkdir(parents=True)
         _install_into(making, wheel_folder, progress, wheels)
         progress(PIP_SHARE, "Trying the libraries")
-        trial = [sys.executable, "-I", "-c", TRIAL, str(making), *(wheel.module for wheel in wheels)]
+        trial = [sys.executable, "-I", "-c", TRIAL, str(making), *(wheel.module for wheel in wheels if wheel.module)]
         status, output = child_process.run(trial, lambda _line: progress(PIP_SHARE, "Trying the libraries"))
         if status:
             note(output)
@@ -323,7 +332,7 @@ def _install_into(target: Path, wheel_folder: Path | None, progress: Callable, w
         command += ["--no-deps", "--only-binary=:all:", "--no-input", "--no-compile", "--disable-pip-version-check"]
         if wheel_folder is None:
             command += ["--no-cache-dir", "--require-hashes"]
-            for index in {wheel.linux_index for wheel in wheels if wheel.linux_index and sys.platform == "linux"}:
+            for index in indexes(wheels, this_machine()):
                 command += ["--extra-index-url", index]
         else:
             # Only from there: whatever pip's own settings add is left out (PIP_CONFIG_FILE below does the files).
@@ -416,6 +425,15 @@ def uninstall() -> bool:
     _removal_mark(folder).touch()
     _finish_removals()
     return not folder.exists()
+
+
+def keep_only(folder: Path) -> None:
+    """Remove what was installed for this Python beside `folder`."""
+    for build in builds(this_machine()):
+        other = own_folder(build)
+        if other != folder and other.is_dir():
+            _removal_mark(other).touch()
+    _finish_removals()
 
 
 def _finish_removals() -> None:

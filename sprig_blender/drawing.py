@@ -49,8 +49,8 @@ def draw_progress(layout, activity: jobs.Activity) -> None:
         layout.label(text=left[0].upper() + left[1:], translate=False)
 
 
-def draw_libraries(layout) -> None:
-    """The state of every library, and the buttons that change it."""
+def draw_libraries(layout, build: str) -> None:
+    """The state of every library, and the buttons that change it; `build` is what would be installed."""
     box, libraries, activity = layout.box(), dependencies.libraries(), jobs.running()
     installing = activity is not None and activity.title == jobs.INSTALL
     for library in libraries:
@@ -70,7 +70,8 @@ def draw_libraries(layout) -> None:
     broken = any(library.state is State.BROKEN for library in libraries)
     verb = ("Repair" if broken else "Reinstall") if dependencies.is_installed() else "Install"
     row = box.row(align=True)
-    row.operator("sprig.install_backend", text=f"{iface_(verb)} ({dependencies.download_size():.0f} MB)", icon="IMPORT")
+    size = dependencies.download_size(dependencies.wheels_for(build))
+    row.operator("sprig.install_backend", text=f"{iface_(verb)} ({size:.0f} MB)", icon="IMPORT")
     row.operator("sprig.install_backend_from_folder", text="", icon="FILE_FOLDER")
     if dependencies.is_installed():
         row.operator("sprig.uninstall_backend", text="", icon="TRASH")

@@ -24,6 +24,7 @@ from . import (
     students,
 )
 from .jobs import Job, LongOperator, Step
+from .pinned_wheels import PINNED
 
 IN_OBJECT_MODE = "Switch to Object Mode first"
 ADJUSTING = "Joints are being adjusted; apply or discard that first"
@@ -239,11 +240,14 @@ class _Install(LongOperator):
         return False
 
     def _install(self, context, wheel_folder: Path | None, cancel, patience):
-        folder = dependencies.own_folder()
-        with Job(lambda progress: dependencies.install(folder, wheel_folder, progress), cancel) as job:
+        build = preferences.build(context)
+        folder = dependencies.own_folder(build)
+        wheels = PINNED if wheel_folder else dependencies.wheels_for(build)
+        with Job(lambda progress: dependencies.install(folder, wheel_folder, progress, wheels), cancel) as job:
             while job.wait(patience):
                 yield Step(job.fraction, job.text)
         job.result()
+        dependencies.keep_only(folder)
         dependencies.use_folder(preferences.libraries_folder(context))
         versions = ", ".join(f"{library.name} {library.detail}" for library in dependencies.libraries())
         return f"Installed; SPRig uses {versions}"

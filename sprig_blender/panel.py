@@ -42,7 +42,7 @@ class SPRIG_PT_main(Panel):
         layout.use_property_decorate = False
         if not dependencies.ready():
             drawing.draw_paragraph(layout, f"{dependencies.what_is_wrong()}.", icon="INFO")
-            drawing.draw_libraries(layout)
+            drawing.draw_libraries(layout, preferences.build(context))
         running = jobs.running()
         _draw_found(layout, context)
         if running:

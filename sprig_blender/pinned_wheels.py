@@ -3,29 +3,37 @@
 Blender brings numpy; torch and its few pure-Python requirements, scipy, trimesh and safetensors are ours to add. A
 wheel is named by SYSTEM-PYTHON (`linux-cp311`), by SYSTEM alone, or `any` when the same file serves everybody; where a
 row has no hash for a machine, there is no tested build and nothing is downloaded (a folder of wheels still works).
-setuptools, which torch lists as well, is only needed to compile extensions of torch and is left out.
+
+PINNED is for processors (on macOS also for Metal); `builds` has those for graphics cards, which only differ in torch
+and what that needs. What torch lists and does not import is left out: setuptools compiles extensions of torch, triton
+compiles models, cuda-bindings annotates profiles.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-# Where the CPU build of torch for Linux is published; the usual index only has the one that needs CUDA's libraries
-# (some gigabytes). Windows and macOS find theirs on the usual index.
+# Where builds of torch are published that the usual index does not have: it has the one for processors for Windows and
+# macOS, and for Linux only the one that needs CUDA's libraries (some gigabytes).
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
+ROCM_INDEX = "https://download.pytorch.org/whl/rocm7.1"
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """One project: version, the module it brings, download size in MB, sha256 by machine, where Linux looks besides."""
+    """One project: version, a module to try it with, download size in MB, sha256 by machine, where else to look.
+
+    `index`: address of a package index by system; the usual one serves where there is none.
+    """
 
     project: str
     version: str
-    module: str
+    module: str | None
     megabytes: float
     sha256: dict[str, str]
-    linux_index: str | None = None
+    index: dict[str, str] = field(default_factory=dict)
 
     def hash_for(self, machine: str) -> str | None:
         """The hash of the file for `machine` (see `this_machine`), None where there is no tested build."""
@@ -37,6 +45,12 @@ def this_machine() -> str:
     """The key of this Python in the table below, such as `linux-cp311`."""
     system = {"linux": "linux", "win32": "windows", "darwin": "macos"}.get(sys.platform, sys.platform)
     return f"{system}-cp{sys.version_info.major}{sys.version_info.minor}"
+
+
+def indexes(wheels, machine: str) -> list[str]:
+    """Package indexes besides the usual one that have some of the wheels."""
+    system = machine.partition("-")[0]
+    return sorted({wheel.index[system] for wheel in wheels if system in wheel.index})
 
 
 def requirements(wheels, machine: str, hashed: bool = True) -> str:
@@ -56,12 +70,13 @@ PINNED = (
         200,
         {
             "linux-cp311": "6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",
+            "linux-cp313": "3fbf9c9d1f3c10c2d59d04aca426dee9ccc6ceb32d255c61e93acc3b4f75fae6",
             "windows-cp311": "a0d8b11f16a48d60e2015d8213aa0390744cbebb98e58b62b3514dddc656e330",
             "windows-cp313": "49b58f1e2c52440abb6f17c28f0335fe6c6d01ad1a7f55b0183b81e4b34d64e6",
             "macos-cp311": "e76f9bcecc52b8ff711239a2f7547d5353df95878ab232f0773c1d95928b92f8",
             "macos-cp313": "33449899ce5496c1b84b4853179d94fd102028ae1407314d9fb956bb79e70d09",
         },
-        CPU_INDEX,
+        {"linux": CPU_INDEX},
     ),
     Wheel(
         "scipy",
@@ -159,3 +174,70 @@ PINNED = (
         {"any": "a0b2b9fe80bbcd81a6647ff13108738cfb482d481d826cc0e02f5b35e5c88d2c"},
     ),
 )
+
+# torch for Windows carries CUDA's libraries; for Linux they are projects of their own.
+CUDA_TORCH = {
+    "linux": Wheel(
+        "torch",
+        "2.13.0+cu130",
+        "torch",
+        530,
+        {
+            "linux-cp311": "794664c05a3470a5e738447b54495cc6bbf1efca48bf2794270a897d9f4356c4",
+            "linux-cp313": "95bdbad2f0786bd448932e4b72a6404aa22290db6ec954e24edfa6d33c833c8f",
+        },
+        {"linux": CUDA_INDEX},
+    ),
+    "windows": Wheel(
+        "torch",
+        "2.13.0+cu130",
+        "torch",
+        1920,
+        {
+            "windows-cp311": "45e97bd9bc0416f4f4190b5098c55119a389fa5a7c8bbf2639f08f1d04e0a0dc",
+            "windows-cp313": "cf23236e9deed7d3510d14d9b9592d75d272ef7b35bbfee31a02bea339c73971",
+        },
+        {"windows": CUDA_INDEX},
+    ),
+}
+ROCM_TORCH = Wheel(
+    "torch",
+    "2.10.0+rocm7.1",
+    "torch",
+    5200,
+    {"linux-cp313": "3f18b06f233d4871baaafdb8ba662ae69ff91ec11aa1bf76ca76dde31b43e9cd"},
+    {"linux": ROCM_INDEX},
+)
+CUDA_LIBRARIES = tuple(
+    Wheel(f"nvidia-{name}", version, None, megabytes, {"linux": digest})
+    for name, version, megabytes, digest in (
+        ("cublas", "13.1.1.3", 423, "37936a16db8fe4ac1f065c2139360608a543a09275cb1a1af612e08cfa065436"),
+        ("cuda-cupti", "13.0.85", 11, "4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8"),
+        ("cuda-nvrtc", "13.0.88", 90, "ad9b6d2ead2435f11cbb6868809d2adeeee302e9bb94bcf0539c7a40d80e8575"),
+        ("cuda-runtime", "13.0.96", 2, "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548"),
+        ("cudnn-cu13", "9.20.0.48", 366, "0c45dd8eeb50b603f07995b1b300c62ffe6a1980482b82b3bcf94a4ca9d49304"),
+        ("cufft", "12.0.0.61", 214, "6c44f692dce8fd5ffd3e3df134b6cdb9c2f72d99cf40b62c32dde45eea9ddad3"),
+        ("cufile", "1.15.1.6", 1, "08a3ecefae5a01c7f5117351c64f17c7c62efa5fffdbe24fc7d298da19cd0b44"),
+        ("curand", "10.4.0.35", 60, "1aee33a5da6e1db083fe2b90082def8915f30f3248d5896bcec36a579d941bfc"),
+        ("cusolver", "12.0.4.66", 200, "0a759da5dea5c0ea10fd307de75cdeb59e7ea4fcb8add0924859b944babf1112"),
+        ("cusparse", "12.6.3.3", 146, "2b3c89c88d01ee0e477cb7f82ef60a11a4bcd57b6b87c33f789350b59759360b"),
+        ("cusparselt-cu13", "0.8.1", 170, "786ce87568c303fadb5afcc7102d454cd3040d75f6f8626f5db460d1871f4dd0"),
+        ("nccl-cu13", "2.29.7", 206, "edd81538446786ec3b73972543e53bb43bcaf0bfc8ef76cb679fcc390ffe136d"),
+        ("nvjitlink", "13.0.88", 40, "13a74f429e23b921c1109976abefacc69835f2f433ebd323d3946e11d804e47b"),
+        ("nvshmem-cu13", "3.4.5", 60, "290f0a2ee94c9f3687a02502f3b9299a9f9fe826e6d0287ee18482e78d495b80"),
+        ("nvtx", "13.0.85", 1, "4936d1d6780fbe68db454f5e72a42ff64d1fd6397df9f363ae786930fd5c1cd4"),
+    )
+)
+
+
+def builds(machine: str) -> dict[str, tuple[Wheel, ...]]:
+    """What to install by the kind of device, "cpu", "cuda" or "rocm"; torch is first, and has no hash where the kind
+    has no tested build for this machine."""
+    system = machine.partition("-")[0]
+    cuda = CUDA_TORCH.get(system, CUDA_TORCH["linux"])
+    others = PINNED[1:]
+    return {
+        "cpu": PINNED,
+        "cuda": (cuda, *(CUDA_LIBRARIES if system == "linux" else ()), *others),
+        "rocm": (ROCM_TORCH, *others),
+    }

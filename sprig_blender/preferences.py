@@ -29,6 +29,16 @@ class SPRigPreferences(AddonPreferences):
         ),
         default="auto",
     )
+    build: EnumProperty(
+        name="PyTorch for",
+        description="What kind of device the PyTorch that Install downloads is made for",
+        items=(
+            ("CPU", "Processor", "Works everywhere; on macOS also with Metal"),
+            ("CUDA", "NVIDIA", "CUDA 13: needs an NVIDIA driver 580 or later; a download of gigabytes"),
+            ("ROCM", "AMD", "ROCm 7.1, for Linux: needs AMD's driver; a download of gigabytes"),
+        ),
+        default="CPU",
+    )
     libraries_folder: StringProperty(
         name="Existing Folder",
         description="A folder that already holds torch, scipy and safetensors for this Blender's Python, such as a "
@@ -47,14 +57,15 @@ class SPRigPreferences(AddonPreferences):
         default="AUTO",
     )
 
-    def draw(self, _context):
+    def draw(self, context):
         layout = self.layout
-        drawing.draw_libraries(layout)
+        drawing.draw_libraries(layout, build(context))
         if jobs.running():
             drawing.draw_progress(layout, jobs.running())
         layout.separator()
         column = layout.column()
         column.use_property_split = True
+        column.prop(self, "build")
         column.prop(self, "libraries_folder")
         column.prop(self, "device")
         column.prop(self, "separate_process")
@@ -70,6 +81,12 @@ def device(context) -> str:
     """The device that the user chose."""
     preferences = of_this_addon(context)
     return preferences.device if preferences else "auto"
+
+
+def build(context) -> str:
+    """Which of `pinned_wheels.builds` the user wants to be installed."""
+    preferences = of_this_addon(context)
+    return preferences.build.lower() if preferences else "cpu"
 
 
 def always_separate(context) -> bool:

@@ -115,6 +115,10 @@ GERMAN = {
     "CPU": "CPU",
     "Metal": "Metal",
     "Existing Folder": "Vorhandener Ordner",
+    "PyTorch for": "PyTorch für",
+    "Processor": "Prozessor",
+    "NVIDIA": "NVIDIA",
+    "AMD": "AMD",
     "View": "Ansicht",
     "Next": "Nächste",
     "Rig": "Rig",
@@ -413,6 +417,16 @@ GERMAN = {
         "Was auf die Oberfläche gezeichnet wird, die das Rig der Vorschau bewegt"
     ),
     "What the colours of the previewed bones mean": "Was die Farben der Bones in der Vorschau bedeuten",
+    "What kind of device the PyTorch that Install downloads is made for": (
+        "Für welche Art von Gerät das PyTorch ist, das Installieren herunterlädt"
+    ),
+    "Works everywhere; on macOS also with Metal": "Läuft überall; unter macOS auch mit Metal",
+    "CUDA 13: needs an NVIDIA driver 580 or later; a download of gigabytes": (
+        "CUDA 13: braucht einen NVIDIA-Treiber ab 580; mehrere Gigabyte Download"
+    ),
+    "ROCm 7.1, for Linux: needs AMD's driver; a download of gigabytes": (
+        "ROCm 7.1, für Linux: braucht AMDs Treiber; mehrere Gigabyte Download"
+    ),
     "Whether PyTorch runs inside Blender or in a process of Blender's Python beside it": (
         "Ob PyTorch in Blender läuft oder in einem Prozess von Blenders Python daneben"
     ),

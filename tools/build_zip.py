@@ -24,7 +24,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
-from sprig.sprig_blender.pinned_wheels import PINNED, requirements
+from sprig.sprig_blender.pinned_wheels import PINNED, indexes, requirements
 
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = "blender_manifest.toml"
@@ -104,7 +104,7 @@ def download(folder: Path, machine: str, pins=PINNED) -> None:
     command += ["--implementation", "cp", "--python-version", f"{python[2]}.{python[3:]}"]
     for tag in TAGS[system]:
         command += ["--platform", tag]
-    for index in {wheel.linux_index for wheel in pins if wheel.linux_index and system == "linux"}:
+    for index in indexes(pins, machine):
         command += ["--extra-index-url", index]
     if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
         raise SystemExit(f"build_zip.py: pip could not download the wheels for {machine}")

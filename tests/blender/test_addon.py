@@ -110,6 +110,15 @@ def test_installing_and_removing(extension, all_wheels):
     bpy.ops.preferences.addon_enable(module=extension.__name__)
     assert sys.path == [*before, str(folder)]
 
+    # Another kind of device: its folder replaces the other.
+    preferences = bpy.context.preferences.addons[extension.__name__].preferences
+    preferences.build = "CUDA"
+    assert bpy.ops.sprig.install_backend(wheel_folder=str(all_wheels)) == {"FINISHED"}
+    assert dependencies.own_folder().name == folder.name.replace("cpu", "cuda")
+    assert [path.name for path in folder.parent.iterdir()] == [dependencies.own_folder().name]
+    assert sys.path == [*before, str(dependencies.own_folder())]
+    preferences.build = "CPU"
+
     assert bpy.ops.sprig.uninstall_backend() == {"FINISHED"}
     assert sys.path == before and list(folder.parent.iterdir()) == []
 

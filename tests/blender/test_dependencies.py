@@ -7,7 +7,7 @@ import pytest
 from sprig.backend.errors import Cancelled, SprigError
 from sprig.sprig_blender import dependencies
 from sprig.sprig_blender.dependencies import State
-from sprig.sprig_blender.pinned_wheels import PINNED, Wheel, this_machine
+from sprig.sprig_blender.pinned_wheels import Wheel, builds, indexes, this_machine
 
 from ..small_wheels import make_wheel
 
@@ -183,12 +183,42 @@ def test_unwritable_place(tmp_path, wheels):
         dependencies.install(tmp_path / "user" / "py-cpu", source, wheels=pins)
 
 
-def test_table_of_pins():
-    """Every hash is one, and torch's requirements are complete for every machine that has a torch."""
-    by_project = {wheel.project: wheel for wheel in PINNED}
-    assert len(by_project) == len(PINNED) and set(dependencies.REQUIRED) <= {wheel.module for wheel in PINNED}
-    for wheel in PINNED:
-        assert all(len(bytes.fromhex(digest)) == 32 for digest in wheel.sha256.values())
-        assert len(set(wheel.sha256.values())) == len(wheel.sha256), "one file, one hash"
-        for machine in by_project["torch"].sha256:
-            assert wheel.hash_for(machine), f"{wheel.project} lacks {machine}, which torch has"
+@pytest.mark.parametrize("build", ["cpu", "cuda", "rocm"])
+def test_table_of_pins(build):
+    """Every hash is one, and a build is complete for every machine that has its torch."""
+    machines = [f"{system}-{python}" for system in ("linux", "windows", "macos") for python in ("cp311", "cp313")]
+    with_torch = []
+    for machine in machines:
+        wheels = builds(machine)[build]
+        by_project = {wheel.project: wheel for wheel in wheels}
+        assert len(by_project) == len(wheels) and set(dependencies.REQUIRED) <= {wheel.module for wheel in wheels}
+        for wheel in wheels:
+            assert all(len(bytes.fromhex(digest)) == 32 for digest in wheel.sha256.values())
+            assert len(set(wheel.sha256.values())) == len(wheel.sha256), "one file, one hash"
+        if wheels[0].hash_for(machine):
+            with_torch.append(machine)
+            assert all(wheel.hash_for(machine) for wheel in wheels), f"{build} lacks something for {machine}"
+            assert all(index.endswith(("/cpu", "/cu130", "/rocm7.1")) for index in indexes(wheels, machine))
+    expected = {"cpu": machines, "cuda": machines[:4], "rocm": machines[1:2]}
+    assert with_torch == expected[build]
+
+
+def test_one_build_at_a_time(tmp_path, monkeypatch):
+    """Each has a folder of its own; what is installed last replaces the others."""
+    monkeypatch.setattr(dependencies, "_own_root", tmp_path)
+    cpu, cuda = dependencies.own_folder("cpu"), dependencies.own_folder("cuda")
+    assert dependencies.own_folder() == cpu != cuda and not dependencies.is_installed()
+    cpu.mkdir()
+    assert dependencies.own_folder() == cpu and dependencies.is_installed()
+    cuda.mkdir()
+    (tmp_path / "students").mkdir()
+    dependencies.keep_only(cuda)
+    assert dependencies.own_folder() == cuda and sorted(tmp_path.iterdir()) == [cuda, tmp_path / "students"]
+
+
+def test_build_without_a_tested_file(tmp_path):
+    wheels = builds("macos-cp311")["cuda"]
+    assert wheels[0].hash_for("macos-cp311") is None
+    if this_machine() == "linux-cp311":  # no ROCm for Blender's older Python
+        with pytest.raises(SprigError, match="no tested build of torch for linux-cp311; install from a folder"):
+            dependencies.install(tmp_path / "py-rocm", wheels=builds(this_machine())["rocm"])
