@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sprig.backend.errors import SprigError
-from sprig.backend.skeleton.consensus import TEMPERATURES, consensus, medoid, merge_repeated, views
+from sprig.backend.skeleton.consensus import TEMPERATURES, averaged, consensus, medoid, merge_repeated, views
 from sprig.backend.skeleton.generate import generate_each
 from sprig.backend.skeleton.network import SkeletonConfig, SkeletonNetwork
 
@@ -59,8 +59,17 @@ def test_far_joints_stay_as_they_are():
     np.testing.assert_array_equal(above, parents)
 
 
-def test_the_chosen_one_is_the_nearest_to_all_that_were_decoded():
+def test_joints_move_to_the_mean_of_their_matches():
+    """One to one: of two joints beside one, the farther finds no other; what is far from all stays."""
+    joints = np.array([[0.0, 0, 0], [0.3, 0, 0], [0, 0, 0.4]])
+    others = [np.array([[0.03, 0, 0], [0.33, 0, 0], [0.06, 0, 0]]), np.array([[0.3, 0.06, 0], [0, 0, -0.4]])]
+    np.testing.assert_allclose(averaged(joints, others), [[0.015, 0, 0], [0.31, 0.02, 0], [0, 0, 0.4]], atol=1e-12)
+    np.testing.assert_array_equal(averaged(joints, []), joints)
+
+
+def test_the_chosen_one_is_the_nearest_to_all_that_were_decoded(monkeypatch):
     """Against the candidates themselves, decoded view by view and taken back here by hand."""
+    monkeypatch.setattr("sprig.backend.skeleton.consensus.ROUNDS", 0)
     model, points = network(), cloud()
     found = consensus(model, points, joints=6, seed=3)
     turns = torch.as_tensor(views(), dtype=torch.float32)

@@ -8,13 +8,15 @@ that training draws at random (quarter turns about the vertical, mirrored or not
 network; skeletons are taken back before they are compared.
 
 Joints that lie closer to an earlier one than any limb is long are repetitions and are merged into it, unless the
-caller asked for a number of joints.
+caller asked for a number of joints. What is left moves to the mean of where the others have these joints, as far as
+they have them: one skeleton says how joints hang together, all of them where each is.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from ..errors import no_progress
@@ -22,11 +24,13 @@ from .generate import FEWEST_JOINTS, GeneratedSkeleton, generate_each
 
 TEMPERATURES = (0.0, 0.5, 0.5, 0.5, 0.5)  # in each of the views
 SAME_PLACE = 0.03  # unit cube: joints nearer than this are one
+MATCHED = 0.1  # unit cube: joints of two skeletons that lie farther apart are not the same one
+ROUNDS = 3  # of matching and moving; more change nothing
 AGREED = 0.05  # unit cube: two skeletons that have joints this near have the same joint, as in metrics.topology_f1
 
 
 def consensus(model, points, *, joints: int | None = None, seed: int = 0, progress=no_progress) -> GeneratedSkeleton:
-    """The skeleton for points (N,6), position in [-0.5, 0.5] and unit normal, that is nearest to all that were decoded.
+    """What all skeletons that were decoded for points (N,6), position in [-0.5, 0.5] and unit normal, agree on.
 
     confidence: the share of all decoded skeletons that have this joint. `joints`: that many exactly. The same `seed`
     gives the same skeleton. Raises SprigError for a number of joints that the network cannot make.
@@ -43,6 +47,7 @@ def consensus(model, points, *, joints: int | None = None, seed: int = 0, progre
     parents = chosen.parents
     if joints is None:
         place, parents = merge_repeated(place, parents)
+    place = averaged(place, places).astype(np.float32)
     agreement = np.mean([cdist(place, other).min(axis=1) < AGREED for other in places], axis=0, dtype=np.float32)
     return GeneratedSkeleton(place, parents, agreement, chosen.log_probability, chosen.cut)
 
@@ -62,6 +67,21 @@ def medoid(places: list) -> int:
             distance = apart.min(axis=0).mean() + apart.min(axis=1).mean()
             total[[a, b]] += distance
     return int(total.argmin())
+
+
+def averaged(joints, places: list) -> np.ndarray:
+    """Joints (J,3) float64, each at the mean of itself and its matches, at most one in each of the `places` (K,3)."""
+    own = joints = np.asarray(joints, dtype=np.float64)
+    for _ in range(ROUNDS):
+        total, count = own.copy(), np.ones(len(own))
+        for place in places:
+            apart = np.minimum(cdist(joints, place), MATCHED)
+            ours, theirs = linear_sum_assignment(apart)
+            near = apart[ours, theirs] < MATCHED
+            total[ours[near]] += place[theirs[near]]
+            count[ours[near]] += 1
+        joints = total / count[:, None]
+    return joints
 
 
 def merge_repeated(joints, parents, near: float = SAME_PLACE):
