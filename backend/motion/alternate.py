@@ -69,11 +69,15 @@ class Setting:
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """A skeleton at work: its pose in the key frames, weights (N,B), rest shape (N,3)."""
+    """A skeleton at work: its pose in the key frames, weights (N,B), rest shape (N,3).
+
+    expected (N,B): weights that are to stay where the motion does not tell; None where nobody knows any.
+    """
 
     pose: Pose
     W: torch.Tensor
     u: torch.Tensor
+    expected: torch.Tensor | None = None
 
 
 def alternate(
@@ -99,11 +103,11 @@ def alternate(
         M = bone_matrices(pose)
         ahead = M if last is None else M + MOMENTUM * (M - last)
         last = M
-        W, u = skin(setting, problem, ahead, W, u)
+        W, u = skin(setting, problem, ahead, W, u, state.expected)
         A, Q = moments(problem, W, u)
         if setting.stretch and round_ == rounds // 2:
             pose = replace(pose, located=(*pose.located, *_bones_to_stretch(problem, pose, A, Q)))
-    return State(pose, W, u)
+    return replace(state, pose=pose, W=W, u=u)
 
 
 def finish(setting: Setting, state: State, tick) -> MotionFit:
@@ -116,15 +120,15 @@ def finish(setting: Setting, state: State, tick) -> MotionFit:
         steps = FAR_STEPS if far and round_ == 0 else FINAL_STEPS
         pose = refine_pose(pose, *moments(problem, W, u), steps=steps)
         M = bone_matrices(pose)
-        W, u = skin(setting, problem, M, W, u)
+        W, u = skin(setting, problem, M, W, u, state.expected)
     return to_numpy(M, W, u, pose.c, np.asarray(pose.parents), setting.error(M, W, u), pose.located)
 
 
-def skin(setting: Setting, problem: Problem, M, W, u):
-    """Weights (N,B) and rest shape (N,3) for given poses M (F,B,3,4), from the ones before."""
+def skin(setting: Setting, problem: Problem, M, W, u, expected=None):
+    """Weights (N,B) and rest shape (N,3) for given poses M (F,B,3,4), from the ones before; `expected` as in State."""
     errors = bone_errors(problem, M, u)
     if setting.held is None:
-        W = solve_weights(problem, errors, u, W, setting.influences, far=FAR)
+        W = solve_weights(problem, errors, u, W, setting.influences, far=FAR, expected=expected)
     else:
         W = solve_free_weights(problem, M, u, W, setting.held, setting.influences, far=FAR)
     return W, correct_rest_shape(problem, errors, W) if setting.rest_correction else u
