@@ -32,7 +32,7 @@ from .motion.solver import Hints, make_setting, solve_motion
 from .skeletons import rotation_ranges
 from .surface import Prepared, winding_numbers
 
-PREFERENCE = 1.3  # times the best cost: a candidate with more of the networks' anatomy may cost this much
+PREFERENCE = 1.1  # times the best cost: a candidate with more of the networks' anatomy may cost this much
 HOPELESS = 4.0  # times the best cost: a network's skeleton with more is not corrected, which would not make it the best
 SURE = 0.3  # confidence from which the network's joints draw the motion's to them
 SAME_JOINT = 0.03  # diagonals: a joint this near to one of the network's is as sure as that one
