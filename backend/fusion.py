@@ -217,7 +217,6 @@ def _network_candidate(prepared, edges, anchor, proposal: NetworkRig, common, sa
         return winding_numbers(points, rest, prepared.faces) > INSIDE
 
     state = _network_state(setting, proposal, centre, scale)
-    state = replace(state, expected=state.W)
     state = alternate(setting, state, lambda share: progress(0.5 * share, "Fitting the network's skeleton"))
     origin = np.arange(len(proposal.parents))
     error = rmse(setting.key, bone_matrices(state.pose), *moments(setting.key, state.W, state.u))

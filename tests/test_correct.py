@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -103,21 +101,6 @@ def test_a_part_that_no_bone_explains_gets_one():
     assert origin.tolist() == [*range(7)] + [-1] * (len(again.pose.parents) - 7) and -1 in origin
     same, origin = correct(setting, state, np.ones(7), anywhere, silent, same_count=True)
     assert origin.tolist() == [*range(7)] and len(same.pose.parents) == 7
-
-
-def test_expected_weights_follow_joints_that_merge_and_come():
-    setting, state, _ = started(joints=with_end, weights=split, rounds=0)
-    state = replace(state, expected=state.W)
-    merged, _ = merge_still_joints(setting, state, np.array([1.0, 1.0, 1.0, 0.2]))
-    np.testing.assert_allclose(merged.expected[:, :2], state.W[:, :2])
-    np.testing.assert_allclose(merged.expected[:, 2], state.W[:, 2] + state.W[:, 3])
-
-    setting, state, _ = started(
-        8, joints=lambda truth: truth[:7], weights=lambda w: np.hstack([w[:, :6], w[:, 6:].sum(1, keepdims=True)])
-    )
-    grown = add_bones(setting, replace(state, expected=state.W), silent)
-    assert grown.expected.shape == grown.W.shape and (grown.expected[:, 7] == 1).any()
-    np.testing.assert_allclose(grown.expected.sum(1), 1)
 
 
 def test_a_good_skeleton_is_left_alone():

@@ -198,26 +198,6 @@ def test_weights_far_from_a_bones_own_skin_have_to_pay():
     torch.testing.assert_close(paying[20:], free[20:])
 
 
-def test_expected_weights_decide_where_the_motion_does_not_tell():
-    """Two bones move alike and divide their skin as expected; the third moves otherwise, and its skin is told."""
-    count, frames = 20, 8
-    rest = np.stack([np.linspace(0, 1, count), 0 * np.arange(count), 0 * np.arange(count)], axis=1)
-    shift = np.zeros((frames, count, 3))
-    shift[:, 10:, 1] = np.linspace(0, 1, frames)[:, None]
-    P = strip(rest + shift)
-    M = torch.zeros(frames, 3, 3, 4, dtype=torch.float64)
-    M[..., :3] = torch.eye(3, dtype=torch.float64)
-    M[:, 2, 1, 3] = torch.as_tensor(np.linspace(0, 1, frames) / np.linalg.norm(np.ptp(rest, axis=0)))
-    W = torch.zeros(count, 3, dtype=torch.float64)
-    W[:, 0] = 1
-    expected = torch.zeros_like(W)
-    expected[:5, 0] = expected[5:, 1] = 1
-    errors = problem.bone_errors(P, M, P.rest)
-    found = weights.solve_weights(P, errors, P.rest, W, 4, smoothness=0.0, expected=expected)
-    torch.testing.assert_close(found[:10], expected[:10], atol=1e-4, rtol=0)
-    assert (found[10:, 2] > 0.99).all()
-
-
 def test_transform_sweeps_lower_the_energy():
     P, _, _ = small_problem(bones=4)
     labels, M = parts.split_into_parts(P, 4)

@@ -69,15 +69,11 @@ class Setting:
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """A skeleton at work: its pose in the key frames, weights (N,B), rest shape (N,3).
-
-    expected (N,B): weights that are to stay where the motion does not tell; None where nobody knows any.
-    """
+    """A skeleton at work: its pose in the key frames, weights (N,B), rest shape (N,3)."""
 
     pose: Pose
     W: torch.Tensor
     u: torch.Tensor
-    expected: torch.Tensor | None = None
 
 
 def alternate(
@@ -103,11 +99,11 @@ def alternate(
         M = bone_matrices(pose)
         ahead = M if last is None else M + MOMENTUM * (M - last)
         last = M
-        W, u = skin(setting, problem, ahead, W, u, state.expected)
+        W, u = skin(setting, problem, ahead, W, u)
         A, Q = moments(problem, W, u)
         if setting.stretch and round_ == rounds // 2:
             pose = replace(pose, located=(*pose.located, *_bones_to_stretch(problem, pose, A, Q)))
-    return replace(state, pose=pose, W=W, u=u)
+    return State(pose, W, u)
 
 
 def finish(setting: Setting, state: State, tick) -> MotionFit:
@@ -120,15 +116,15 @@ def finish(setting: Setting, state: State, tick) -> MotionFit:
         steps = FAR_STEPS if far and round_ == 0 else FINAL_STEPS
         pose = refine_pose(pose, *moments(problem, W, u), steps=steps)
         M = bone_matrices(pose)
-        W, u = skin(setting, problem, M, W, u, state.expected)
+        W, u = skin(setting, problem, M, W, u)
     return to_numpy(M, W, u, pose.c, np.asarray(pose.parents), setting.error(M, W, u), pose.located)
 
 
-def skin(setting: Setting, problem: Problem, M, W, u, expected=None):
-    """Weights (N,B) and rest shape (N,3) for given poses M (F,B,3,4), from the ones before; `expected` as in State."""
+def skin(setting: Setting, problem: Problem, M, W, u):
+    """Weights (N,B) and rest shape (N,3) for given poses M (F,B,3,4), from the ones before."""
     errors = bone_errors(problem, M, u)
     if setting.held is None:
-        W = solve_weights(problem, errors, u, W, setting.influences, far=FAR, expected=expected)
+        W = solve_weights(problem, errors, u, W, setting.influences, far=FAR)
     else:
         W = solve_free_weights(problem, M, u, W, setting.held, setting.influences, far=FAR)
     return W, correct_rest_shape(problem, errors, W) if setting.rest_correction else u

@@ -122,18 +122,13 @@ def merge_still_joints(setting: Setting, state: State, confidence) -> tuple[Stat
             stands[b] = stands[p]
     number = np.full(len(turn), -1)
     number[kept] = np.arange(len(kept))
-
-    def merged_columns(weights):
-        into = torch.as_tensor(stands, device=weights.device)
-        return torch.zeros_like(weights).index_add_(1, into, weights)[:, kept]
-
+    W = torch.zeros_like(state.W)
+    W.index_add_(1, torch.as_tensor(stands, device=W.device), state.W)
     parents = tuple(-1 if pose.parents[b] < 0 else int(number[stands[pose.parents[b]]]) for b in kept)
     located = tuple(int(number[b]) for b in pose.located if not merged[b])
-    rows = torch.as_tensor(kept, device=state.W.device)
+    rows = torch.as_tensor(kept, device=W.device)
     fewer = replace(pose, R=pose.R[:, rows], c=pose.c[rows], s=pose.s[:, rows], parents=parents, located=located)
-    expected = None if state.expected is None else merged_columns(state.expected)
-    trial = State(fewer, merged_columns(state.W), state.u, expected)
-    trial = alternate(setting, trial, _silent, rounds=ROUNDS_AFTER)
+    trial = alternate(setting, State(fewer, W[:, rows], state.u), _silent, rounds=ROUNDS_AFTER)
     if _error(setting, trial) > RISE * _error(setting, state) + INVISIBLE:
         return state, np.arange(len(turn))
     return trial, kept
@@ -205,13 +200,9 @@ def _with_bone(setting: Setting, state: State, patch) -> State:
     joint, _ = fit_joints(gram, np.array([0]), np.array([1]), prior.cpu().numpy()[None])
     joint = torch.as_tensor(joint[0], dtype=u.dtype, device=u.device)
     joint = joint if float((joint - prior).norm()) < FARTHEST else prior
-
-    def with_column(weights):
-        weights = torch.cat([weights, torch.zeros_like(weights[:, :1])], dim=1)
-        weights[patch] = 0
-        weights[patch, -1] = 1
-        return weights
-
+    W = torch.cat([W, torch.zeros_like(W[:, :1])], dim=1)
+    W[patch] = 0
+    W[patch, -1] = 1
     grown = replace(
         pose,
         R=torch.cat([pose.R, M[:, None, :, :3]], dim=1),
@@ -219,7 +210,7 @@ def _with_bone(setting: Setting, state: State, patch) -> State:
         s=torch.cat([pose.s, torch.zeros_like(pose.s[:, :1])], dim=1),
         parents=(*pose.parents, parent),
     )
-    return State(grown, with_column(W), u, None if state.expected is None else with_column(state.expected))
+    return State(grown, W, u)
 
 
 # ---- limbs that were not seen

@@ -12,9 +12,6 @@ motion (x - x_held) / s.
 Far from the skin that a bone moves, its motion may happen to fit a vertex a little better than the bones there. Such
 weights tie an ear to the trunk, replay this clip alone, and are the first thing that an artist has to paint away, so
 every bit of them costs (`far_from_own_skin`).
-
-Bones that move nearly alike in a clip may divide their skin in any way. Where somebody else knows weights, a weak pull
-to these decides then, and the rig is better on other clips.
 """
 
 from __future__ import annotations
@@ -30,7 +27,6 @@ from .problem import BoneErrors, Problem, bone_errors, design, flat, homogeneous
 
 CANDIDATES = 10  # bones looked at for each vertex
 SMOOTHNESS = 1e-4  # pull to the smoothed weights, times the rest shape's spread
-TRUST = 1e-4  # pull to weights that are expected, in the same unit: decides only where the motion hardly tells
 NEGLIGIBLE = 1e-6  # smaller weights are dropped
 RIDGE = 1e-10  # of a support's largest diagonal entry: two bones that move alike share a vertex's weight
 CARRIED = 0.5  # weight from which a bone has a right to a vertex wherever it lies (eyes, buttons)
@@ -40,23 +36,14 @@ CHUNK = 4096  # vertices at a time: bounds the memory of the candidate Gram matr
 
 
 def solve_weights(
-    problem: Problem,
-    errors: BoneErrors,
-    u,
-    W,
-    influences: int,
-    smoothness: float = SMOOTHNESS,
-    far: float = 0.0,
-    expected=None,
+    problem: Problem, errors: BoneErrors, u, W, influences: int, smoothness: float = SMOOTHNESS, far: float = 0.0
 ):
     """Weights (N,B) for the poses and the rest shape u (N,3) that `errors` were made with, starting from W (N,B).
 
-    far: squared diagonals in every frame that a whole weight costs far from its bone's own skin. `expected` (N,B):
-    weights that are to stay where the motion does not tell.
+    far: squared diagonals in every frame that a whole weight costs far from its bone's own skin.
     """
     everywhere = torch.arange(problem.vertices, device=u.device)
-    cost = _far_cost(problem, W, far)
-    return _solve(problem, errors, u, W, [(influences, everywhere)], smoothness, cost, expected)
+    return _solve(problem, errors, u, W, [(influences, everywhere)], smoothness, _far_cost(problem, W, far))
 
 
 def solve_free_weights(
@@ -121,19 +108,17 @@ def _far_cost(problem: Problem, W, far: float):
     return far * problem.frames * far_from_own_skin(problem, W).to(W) if far else torch.zeros_like(W)
 
 
-def _solve(problem: Problem, errors: BoneErrors, u, W, groups, smoothness: float, cost, expected=None):
+def _solve(problem: Problem, errors: BoneErrors, u, W, groups, smoothness: float, cost):
     """Weights (N,B); groups: pairs of a number of influences and the vertices (n,) that may have so many; cost (N,B) of
     a whole weight."""
-    pull, target = smoothness, smooth(problem, W)
-    if expected is not None:
-        pull, target = pull + TRUST, (pull * target + TRUST * expected) / (pull + TRUST)
-    pull = pull * problem.spread
+    pull = smoothness * problem.spread
+    smoothed = smooth(problem, W)
     table = _pair_table(errors.gram)
     U = homogeneous(u)
     new = torch.empty_like(W)
     for influences, vertices in groups:
         for rows in (vertices[piece] for piece in slices(len(vertices), CHUNK)):
-            new[rows] = _solve_rows(errors, table, U[rows], rows, target[rows], W[rows], cost[rows], pull, influences)
+            new[rows] = _solve_rows(errors, table, U[rows], rows, smoothed[rows], W[rows], cost[rows], pull, influences)
     new = torch.where(new < NEGLIGIBLE, 0.0, new)
     return new / new.sum(1, keepdim=True)
 
@@ -158,16 +143,16 @@ def _candidate_grams(table, U, chosen, bones: int):
     return values[:, place.reshape(-1)].reshape(n, size, size)
 
 
-def _solve_rows(errors: BoneErrors, table, U, rows, target, previous, cost, pull, influences):
+def _solve_rows(errors: BoneErrors, table, U, rows, smoothed, previous, cost, pull, influences):
     count, bones = previous.shape
     candidates = min(CANDIDATES, bones)
     wanted = min(influences, candidates)
-    score = errors.alone[rows] - 2 * pull * target + cost
+    score = errors.alone[rows] - 2 * pull * smoothed + cost
     score = torch.where(previous > 0, score - score.abs().max() * 2 - 1, score)  # those in use are always looked at
     chosen = score.topk(candidates, dim=1, largest=False).indices
     G = _candidate_grams(table, U, chosen, bones)
     G.diagonal(dim1=1, dim2=2).add_(pull)
-    c = errors.linear[rows].gather(1, chosen) + pull * target.gather(1, chosen) - cost.gather(1, chosen) / 2
+    c = errors.linear[rows].gather(1, chosen) + pull * smoothed.gather(1, chosen) - cost.gather(1, chosen) / 2
     old_support = previous.gather(1, chosen).topk(wanted, dim=1).indices
     supports = torch.cat([old_support, greedy_support(G, c, wanted)])
     weights, value = simplex_weights(*restrict(G.repeat(2, 1, 1), c.repeat(2, 1), supports))
