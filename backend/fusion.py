@@ -6,7 +6,8 @@ Candidates, from the one with most of the networks' anatomy to the one with leas
     motion    what moves together is found in the motion; its joints are drawn to theirs as well
 The first that explains the motion within PREFERENCE of the best is taken: an artist would rather have the anatomy, but
 not a rig that replays his animation worse. Errors of skeletons of different size are compared at equal complexity: one
-with twice the joints has to have half of the error.
+with twice the joints has to have half of the error. Where nearly all decodings of the networks agree, their skeleton is
+an artist's (training/LOG.md), and it is enough that it meets the tolerance (beside the noise of the vertices).
 
 Where several proposals are asked for, they are drawn from the network, or made on frames that look different and
 carried to the anchor frame; the one whose skeleton explains some frames best goes on.
@@ -34,6 +35,7 @@ from .surface import Prepared, winding_numbers
 
 PREFERENCE = 1.1  # times the best cost: a candidate with more of the networks' anatomy may cost this much
 HOPELESS = 4.0  # times the best cost: a network's skeleton with more is not corrected, which would not make it the best
+CERTAIN = 0.9  # mean confidence from which the networks' skeleton is taken wherever it meets the tolerance
 SURE = 0.3  # confidence from which the network's joints draw the motion's to them
 SAME_JOINT = 0.03  # diagonals: a joint this near to one of the network's is as sure as that one
 NOISY = 2e-4  # diagonals: vertices that move at random by more are steadied before the networks see them
@@ -43,6 +45,7 @@ STILL_COST = 1.02  # times the error: what the network's weights in still limbs 
 DRAWN = 0.5  # temperature of proposals that are drawn
 FEW_FRAMES, FEW_ROUNDS = 12, 4  # in which several proposals are compared
 REASONS = {
+    "certain": "the networks are sure of their skeleton, and it meets the tolerance",
     "network": "the network's own skeleton explains the motion nearly as well as any",
     "parts": "parts that the network sees, joined where the motion bends, explain the motion nearly as well as any",
     "motion": "parts from the motion explain it clearly better than those of the network",
@@ -62,10 +65,14 @@ class Candidate:
         """Error at equal complexity, as a fraction of the diagonal."""
         return max(self.fit.rmse, INVISIBLE) * len(self.fit.parents)
 
-    @property
-    def reason(self) -> str:
-        """Why it was taken, for the report."""
-        return REASONS[self.source]
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """The candidate that is taken, why, in words for the report, and all that were tried."""
+
+    taken: Candidate
+    reason: str
+    tried: list[Candidate]
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,12 +169,15 @@ def fuse(
     influences: int = 4,
     rest_correction: bool = True,
     stretch: bool = False,
+    agreed: bool = True,
     device: str = "cpu",
     progress=no_progress,
-) -> tuple[Candidate, list[Candidate]]:
-    """The candidate that is taken and all that were tried, for what the networks propose on the anchor frame.
+) -> Choice:
+    """Which candidate is taken, and all that were tried, for what the networks propose on the anchor frame.
 
     Without a number of `joints` it is the networks', or as many more as the tolerance (per cent of the diagonal) needs.
+    agreed: the proposal's confidence says how many decodings have a joint; networks that were fine-tuned on the
+    sequence are sure of anything.
     """
     edges = np.concatenate([prepared.edges, prepared.bridges])
     common = {
@@ -192,22 +202,34 @@ def fuse(
     size = float(np.linalg.norm(np.ptp(prepared.trajectories[anchor], axis=0)))
     candidates = [_as_sure(name, fit, proposal, size) for name, fit in (("parts", parts), ("motion", motion))]
     hopeless = HOPELESS * min(candidate.cost for candidate in candidates)
+    units = make_problem(prepared.trajectories, edges, anchor, device)
     network = _network_candidate(
-        prepared, edges, anchor, proposal, common, joints is not None, hopeless, part(0.7, 1.0)
+        prepared, units, anchor, proposal, common, joints is not None, hopeless, part(0.7, 1.0)
     )
     candidates.insert(0, network)
-    return choose(candidates), candidates
+    enough = float(np.hypot(tolerance, 100 * noise_level(units[0])))
+    certain = agreed and float(np.mean(proposal.confidence)) >= CERTAIN  # False where it is unknown, NaN
+    return choose(candidates, enough if certain else None)
 
 
-def choose(candidates: list[Candidate]) -> Candidate:
-    """The first candidate whose cost is within PREFERENCE of the least."""
+def choose(candidates: list[Candidate], enough: float | None = None) -> Choice:
+    """The first candidate whose cost is within PREFERENCE of the least.
+
+    enough: RMSE in per cent with which the first one, the network's, is taken in any case.
+    """
+    if enough is not None and 100 * candidates[0].fit.rmse <= enough:
+        return Choice(candidates[0], REASONS["certain"], candidates)
     least = min(candidate.cost for candidate in candidates)
-    return next(candidate for candidate in candidates if candidate.cost <= PREFERENCE * least)
+    taken = next(candidate for candidate in candidates if candidate.cost <= PREFERENCE * least)
+    return Choice(taken, REASONS[taken.source], candidates)
 
 
-def _network_candidate(prepared, edges, anchor, proposal: NetworkRig, common, same_count, hopeless, progress):
-    """The network's skeleton with weights and poses from the motion, corrected by it unless its cost is `hopeless`."""
-    problem, centre, scale = make_problem(prepared.trajectories, edges, anchor, common["device"])
+def _network_candidate(prepared, units, anchor, proposal: NetworkRig, common, same_count, hopeless, progress):
+    """The network's skeleton with weights and poses from the motion, corrected by it unless its cost is `hopeless`.
+
+    units: the problem, and the centre and scale of its units.
+    """
+    problem, centre, scale = units
     setting = make_setting(
         problem, anchor, common["counts"], common["influences"], common["rest_correction"], common["stretch"]
     )

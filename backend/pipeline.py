@@ -181,15 +181,16 @@ def _auto_fit(sequence, prepared, anchor: int, options: RigOptions, device: str,
             **_of_the_networks(options),
         )
     with clock.stage("motion"):
-        chosen, tried = fuse(
+        choice = fuse(
             prepared,
             anchor,
             proposal.rig,
+            agreed=networks.teacher is None,
             device=device,
             progress=lambda share, text: progress(0.3 + 0.7 * share, text),
             **_of_the_motion(options),
         )
-    fit = chosen.fit
+    fit = choice.taken.fit
     provenance = {
         "skeleton_source": "auto",
         "checkpoints": networks.checkpoints,
@@ -200,15 +201,17 @@ def _auto_fit(sequence, prepared, anchor: int, options: RigOptions, device: str,
                     "source": one.source,
                     "joints": len(one.fit.parents),
                     "rmse_percent": 100 * one.fit.rmse,
-                    "chosen": one is chosen,
+                    "chosen": one is choice.taken,
                 }
-                for one in tried
+                for one in choice.tried
             ],
-            "reason": chosen.reason,
+            "reason": choice.reason,
         },
     }
     warnings = (*warnings, *proposal.rig.warnings, *fit.warnings)
-    return Fit(fit.joints, fit.parents, fit.weights, fit.rest, fit.motion, provenance, warnings, chosen.confidence)
+    return Fit(
+        fit.joints, fit.parents, fit.weights, fit.rest, fit.motion, provenance, warnings, choice.taken.confidence
+    )
 
 
 def _of_the_networks(options: RigOptions) -> dict:

@@ -29,10 +29,37 @@ def candidate(source, rmse, joints=10):
 
 def test_anatomy_is_preferred_unless_it_costs_too_much():
     best = candidate("motion", 1e-3)
-    assert choose([candidate("network", 0.99e-3 * PREFERENCE), best]).source == "network"
-    assert choose([candidate("network", 1.01e-3 * PREFERENCE), best]).source == "motion"
-    assert choose([candidate("network", 2e-3, 5), best]).source == "network"  # half the joints, twice the error
-    assert choose([candidate("network", 9e-5), candidate("motion", 1e-6)]).source == "network"  # nobody sees that
+
+    def taken(*candidates):
+        return choose(list(candidates)).taken.source
+
+    assert taken(candidate("network", 0.99e-3 * PREFERENCE), best) == "network"
+    assert taken(candidate("network", 1.01e-3 * PREFERENCE), best) == "motion"
+    assert taken(candidate("network", 2e-3, 5), best) == "network"  # half the joints, twice the error
+    assert taken(candidate("network", 9e-5), candidate("motion", 1e-6)) == "network"  # nobody sees that
+
+
+def test_sure_networks_need_only_meet_the_tolerance():
+    tried = [candidate("network", 0.9e-3), candidate("motion", 1e-4)]
+    assert choose(tried).taken.source == choose(tried, enough=0.08).taken.source == "motion"
+    sure = choose(tried, enough=0.1)
+    assert sure.taken.source == "network" and "sure" in sure.reason and sure.tried == tried
+
+
+def test_who_counts_as_sure():
+    """Their joints are a little off, so that the motion explains the clip better, and both meet the tolerance."""
+    sequence, places, weights = anchored()
+    off = places + np.array([0, 0.03, 0.0])
+    for confidence, agreed, source in (
+        (1.0, True, "network"),
+        (1.0, False, None),
+        (0.5, True, None),
+        (np.nan, True, None),
+    ):
+        prepared, rig = proposal(sequence, off, weights, confidence)
+        choice = fuse(prepared, 0, rig, joints=3, tolerance=5.0, agreed=agreed)
+        assert ("sure" in choice.reason) == (source is not None), (confidence, agreed)
+        assert source in (None, choice.taken.source)
 
 
 def proposal(sequence, joints, weights, confidence=1.0):
@@ -53,9 +80,10 @@ def anchored(bones=3, frames=16):
 def test_a_network_that_is_right_is_believed():
     sequence, places, weights = anchored()
     prepared, rig = proposal(sequence, places, weights)
-    chosen, tried = fuse(prepared, 0, rig, joints=3, tolerance=0.1)
+    choice = fuse(prepared, 0, rig, joints=3, tolerance=0.1)
+    chosen, tried = choice.taken, choice.tried
     assert [one.source for one in tried] == ["network", "parts", "motion"] and chosen.source == "network"
-    assert chosen.reason and chosen.fit.parents.tolist() == [-1, 0, 1]
+    assert choice.reason and chosen.fit.parents.tolist() == [-1, 0, 1]
     assert np.linalg.norm(chosen.fit.joints - rig.joints, axis=1).max() < 0.05
     assert chosen.confidence.tolist() == [1, 1, 1]
 
@@ -66,7 +94,8 @@ def test_one_that_is_wrong_does_no_harm():
     prepared, rig = proposal(
         sequence, places + rng.normal(0, 0.4, places.shape), weights[rng.permutation(len(weights))]
     )
-    chosen, tried = fuse(prepared, 0, rig, joints=3, tolerance=0.1)
+    choice = fuse(prepared, 0, rig, joints=3, tolerance=0.1)
+    chosen, tried = choice.taken, choice.tried
     plain = solve_motion(prepared.trajectories, np.concatenate([prepared.edges, prepared.bridges]), 0, joints=3)
     assert chosen.source != "network" and chosen.fit.rmse < PREFERENCE * plain.rmse
     assert tried[0].fit.rmse > PREFERENCE * chosen.fit.rmse
@@ -126,7 +155,7 @@ def test_a_hopeless_network_is_not_corrected(monkeypatch):
 
     monkeypatch.setattr(fusion, "correct", never)
     monkeypatch.setattr(fusion, "HOPELESS", 0.0)
-    _, tried = fuse(prepared, 0, rig, joints=3, tolerance=0.1)
+    tried = fuse(prepared, 0, rig, joints=3, tolerance=0.1).tried
     assert tried[0].source == "network" and len(tried[0].fit.parents) == 3
     monkeypatch.setattr(fusion, "HOPELESS", np.inf)
     with pytest.raises(AssertionError, match="corrected"):
