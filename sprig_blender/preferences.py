@@ -25,7 +25,7 @@ class SPRigPreferences(AddonPreferences):
             ),
             ("cpu", "CPU", "The processor"),
             ("cuda", "CUDA", "An NVIDIA card, or an AMD card with a ROCm build of PyTorch"),
-            ("mps", "Metal", "The graphics part of an Apple processor"),
+            ("mps", "Apple Metal", "The graphics part of an Apple processor"),
         ),
         default="auto",
     )

@@ -192,7 +192,7 @@ class SPRIG_PG_settings(PropertyGroup):
         name="Rest Shape",
         description="Which shape of the mesh belongs to the armature's rest pose",
         items=(
-            ("BOUND", "Bound", "The mesh without deformation; it has to be bound to the armature"),
+            ("BOUND", "As Bound", "The mesh without deformation; it has to be bound to the armature"),
             ("FRAME", "Frame", "The shape of a frame in which the mesh has the armature's rest pose"),
         ),
         default="BOUND",
