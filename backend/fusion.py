@@ -169,15 +169,12 @@ def fuse(
     influences: int = 4,
     rest_correction: bool = True,
     stretch: bool = False,
-    agreed: bool = True,
     device: str = "cpu",
     progress=no_progress,
 ) -> Choice:
     """Which candidate is taken, and all that were tried, for what the networks propose on the anchor frame.
 
     Without a number of `joints` it is the networks', or as many more as the tolerance (per cent of the diagonal) needs.
-    agreed: the proposal's confidence says how many decodings have a joint; networks that were fine-tuned on the
-    sequence are sure of anything.
     """
     edges = np.concatenate([prepared.edges, prepared.bridges])
     common = {
@@ -207,9 +204,9 @@ def fuse(
         prepared, units, anchor, proposal, common, joints is not None, hopeless, part(0.7, 1.0)
     )
     candidates.insert(0, network)
-    enough = float(np.hypot(tolerance, 100 * noise_level(units[0])))
-    certain = agreed and float(np.mean(proposal.confidence)) >= CERTAIN  # False where it is unknown, NaN
-    return choose(candidates, enough if certain else None)
+    if proposal.agreed and np.mean(proposal.confidence) >= CERTAIN:  # a student of the sequence is sure of anything
+        return choose(candidates, enough=float(np.hypot(tolerance, 100 * noise_level(units[0]))))
+    return choose(candidates)
 
 
 def choose(candidates: list[Candidate], enough: float | None = None) -> Choice:

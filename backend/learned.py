@@ -27,24 +27,27 @@ KINDS = ("skeleton", "skinning")
 @dataclass(frozen=True, eq=False)
 class NetworkSkeleton:
     """joints (J,3) float64 in the units of the shape, parents (J,), parents first; confidence (J,) in [0, 1], NaN where
-    there is none; warnings are sentences for the user."""
+    there is none; warnings are sentences for the user; agreed: the confidence is the share of many decodings that have
+    the joint, not one network's own idea of how sure it is."""
 
     joints: np.ndarray
     parents: np.ndarray
     confidence: np.ndarray
     warnings: tuple[str, ...]
+    agreed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class NetworkRig:
     """joints (J,3) float64 in the units of the shape, parents (J,), parents first; weights (N,J) float32, rows on the
-    simplex; confidence (J,) in [0, 1]; warnings are sentences for the user."""
+    simplex; confidence (J,), warnings and agreed as in NetworkSkeleton."""
 
     joints: np.ndarray
     parents: np.ndarray
     weights: np.ndarray
     confidence: np.ndarray
     warnings: tuple[str, ...]
+    agreed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +140,7 @@ def rig_shape(
     progress(0.8, "Weighting the skin")
     weights = weigh(vertices, faces, found.joints, found.parents, networks, influences=influences, seed=seed + 1)
     warnings = (*networks.warnings, *found.warnings)
-    return NetworkRig(found.joints, found.parents, weights, found.confidence, warnings)
+    return NetworkRig(found.joints, found.parents, weights, found.confidence, warnings, found.agreed)
 
 
 def find_skeleton(
@@ -163,7 +166,7 @@ def find_skeleton(
     points = torch.as_tensor(seen, device=networks.device)[None]
     with _precision(networks, "skeleton"):
         found, warnings = _skeleton(networks, points, joints, candidates, temperature, greedy, seed, progress)
-    return NetworkSkeleton(cube.from_cube(found.joints), found.parents, found.confidence, warnings)
+    return NetworkSkeleton(cube.from_cube(found.joints), found.parents, found.confidence, warnings, found.agreed)
 
 
 def weigh(vertices, faces, joints, parents, networks: Networks, *, influences: int = 4, seed: int = 0) -> np.ndarray:

@@ -56,18 +56,18 @@ def test_who_counts_as_sure():
         (0.5, True, None),
         (np.nan, True, None),
     ):
-        prepared, rig = proposal(sequence, off, weights, confidence)
-        choice = fuse(prepared, 0, rig, joints=3, tolerance=5.0, agreed=agreed)
+        prepared, rig = proposal(sequence, off, weights, confidence, agreed)
+        choice = fuse(prepared, 0, rig, joints=3, tolerance=5.0)
         assert ("sure" in choice.reason) == (source is not None), (confidence, agreed)
         assert source in (None, choice.taken.source)
 
 
-def proposal(sequence, joints, weights, confidence=1.0):
+def proposal(sequence, joints, weights, confidence=1.0, agreed=False):
     prepared = prepare(sequence)
     rows = np.zeros((len(prepared.counts), weights.shape[1]))
     rows[prepared.vertex_map] = weights
     parents = np.arange(len(joints)) - 1
-    return prepared, NetworkRig(joints - sequence.origin, parents, rows, np.full(len(joints), confidence), ())
+    return prepared, NetworkRig(joints - sequence.origin, parents, rows, np.full(len(joints), confidence), (), agreed)
 
 
 def anchored(bones=3, frames=16):

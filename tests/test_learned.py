@@ -116,6 +116,7 @@ def test_the_skeleton_is_decoded_in_many_views_but_a_students_in_one(network_fil
     def same(found, expected):
         np.testing.assert_array_equal(found.parents, expected.parents)
         np.testing.assert_allclose(found.joints, cube.from_cube(expected.joints))
+        assert found.agreed == (expected is agreed)
 
     same(find_skeleton(vertices, faces, networks), agreed)
     same(find_skeleton(vertices, faces, networks, greedy=True), greedy)

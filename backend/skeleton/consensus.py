@@ -50,7 +50,7 @@ def consensus(model, points, *, joints: int | None = None, seed: int = 0, progre
     place = averaged(place, places).astype(np.float32)
     agreement = np.mean([cdist(place, other).min(axis=1) < AGREED for other in places], axis=0, dtype=np.float32)
     agreement = np.maximum(agreement, np.float32(1 / len(places)))  # the one that it came from has it in any case
-    return GeneratedSkeleton(place, parents, agreement, chosen.log_probability, chosen.cut)
+    return GeneratedSkeleton(place, parents, agreement, chosen.log_probability, chosen.cut, agreed=True)
 
 
 def views() -> np.ndarray:

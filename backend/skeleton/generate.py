@@ -40,7 +40,8 @@ class GeneratedSkeleton:
 
     joints (J,3) float32; parents (J,) int64, -1 for the root, parents first; confidence (J,) float32 in [0, 1], the
     geometric mean of the probabilities of the joint's four tokens, 1 for joints that were given; log_probability of
-    all tokens that were chosen, EOS among them; cut: the decoder would rather have gone on when the limit was reached.
+    all tokens that were chosen, EOS among them; cut: the decoder would rather have gone on when the limit was reached;
+    agreed: the confidence is the share of many decodings that have the joint (consensus.py).
     """
 
     joints: np.ndarray
@@ -48,6 +49,7 @@ class GeneratedSkeleton:
     confidence: np.ndarray
     log_probability: float
     cut: bool
+    agreed: bool = False
 
 
 @dataclass(frozen=True)
