@@ -7,7 +7,8 @@ Candidates, from the one with most of the networks' anatomy to the one with leas
 The first that explains the motion within PREFERENCE of the best is taken: an artist would rather have the anatomy, but
 not a rig that replays his animation worse. Errors of skeletons of different size are compared at equal complexity: one
 with twice the joints has to have half of the error. Where nearly all decodings of the networks agree, their skeleton is
-an artist's (training/LOG.md), and it is enough that it meets the tolerance (beside the noise of the vertices).
+an artist's (training/LOG.md), and it is enough that it meets the tolerance, or leaves little but the noise of the
+vertices; bones are added until it does.
 
 Where several proposals are asked for, they are drawn from the network, or made on frames that look different and
 carried to the anchor frame; the one whose skeleton explains some frames best goes on.
@@ -23,19 +24,29 @@ import torch
 from .errors import no_progress
 from .kinematics import carry_joints
 from .learned import NetworkRig, Networks, rig_shape
-from .motion.alternate import MotionFit, alternate, finish, in_scene_units
+from .motion.alternate import (
+    ROUNDS,
+    MotionFit,
+    Setting,
+    alternate,
+    finish,
+    go_on,
+    in_scene_units,
+    in_solver_units,
+)
 from .motion.correct import correct, keep_still_weights
 from .motion.given import start_state
 from .motion.hierarchy import bone_matrices
 from .motion.noise import noise_level, steady_shape
 from .motion.problem import at_frames, diverse_frames, make_problem, moments, rmse
-from .motion.solver import Hints, make_setting, solve_motion
+from .motion.solver import NEAR_NOISE, Hints, make_setting, solve_motion, tolerance_warnings
 from .skeletons import rotation_ranges
 from .surface import Prepared, winding_numbers
 
 PREFERENCE = 1.1  # times the best cost: a candidate with more of the networks' anatomy may cost this much
 HOPELESS = 4.0  # times the best cost: a network's skeleton with more is not corrected, which would not make it the best
-CERTAIN = 0.9  # mean confidence from which the networks' skeleton is taken wherever it meets the tolerance
+CERTAIN = 0.9  # mean confidence from which the networks' skeleton is taken wherever it can meet the tolerance
+MANY_ROUNDS = 3 * ROUNDS  # for the network's skeleton where it is certain, and for what is taken otherwise
 SURE = 0.3  # confidence from which the network's joints draw the motion's to them
 SAME_JOINT = 0.03  # diagonals: a joint this near to one of the network's is as sure as that one
 NOISY = 2e-4  # diagonals: vertices that move at random by more are steadied before the networks see them
@@ -68,11 +79,12 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """The candidate that is taken, why, in words for the report, and all that were tried."""
+    """The candidate that is taken, why, in words for the report, all that were tried, and what the user should know."""
 
     taken: Candidate
     reason: str
     tried: list[Candidate]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,56 +202,80 @@ def fuse(
     labels = proposal.weights.argmax(axis=1)
     parts = solve_motion(
         prepared.trajectories, edges, anchor, joints=joints, tolerance=tolerance, least=len(proposal.parents),
-        hints=Hints(near, labels), progress=part(0.0, 0.4), **common,
+        hints=Hints(near, labels), progress=part(0.0, 0.3), **common,
     )  # fmt: skip
     motion = solve_motion(
         prepared.trajectories, edges, anchor, joints=len(parts.parents), hints=Hints(near),
-        progress=part(0.4, 0.7), **common,
+        progress=part(0.3, 0.6), **common,
     )  # fmt: skip
     size = float(np.linalg.norm(np.ptp(prepared.trajectories[anchor], axis=0)))
     candidates = [_as_sure(name, fit, proposal, size) for name, fit in (("parts", parts), ("motion", motion))]
     hopeless = HOPELESS * min(candidate.cost for candidate in candidates)
-    units = make_problem(prepared.trajectories, edges, anchor, device)
+    problem, centre, scale = make_problem(prepared.trajectories, edges, anchor, device)
+    setting = make_setting(problem, anchor, prepared.counts, influences, rest_correction, stretch)
+    unit = (setting, centre, scale)
+    noise = noise_level(problem) if joints is None else 0.0
+    enough = max(tolerance / 100, NEAR_NOISE * noise) if joints is None else np.inf
+    certain = joints is None and proposal.agreed and float(np.mean(proposal.confidence)) >= CERTAIN
     network = _network_candidate(
-        prepared, units, anchor, proposal, common, joints is not None, hopeless, part(0.7, 1.0)
+        *unit, prepared.faces, proposal, hopeless, part(0.6, 0.9), joints is not None, enough if certain else None
     )
-    candidates.insert(0, network)
-    if proposal.agreed and np.mean(proposal.confidence) >= CERTAIN:  # a student of the sequence is sure of anything
-        return choose(candidates, enough=float(np.hypot(tolerance, 100 * noise_level(units[0]))))
-    return choose(candidates)
+    choice = choose([network, *candidates], enough, certain)
+    if choice.taken is not network:
+        choice = _gone_on(choice, *unit, part(0.9, 1.0))
+    if joints is None:
+        return replace(choice, warnings=tolerance_warnings(choice.taken.fit.rmse, tolerance / 100, noise))
+    return choice if choice.taken is network else replace(choice, warnings=parts.warnings)
 
 
-def choose(candidates: list[Candidate], enough: float | None = None) -> Choice:
-    """The first candidate whose cost is within PREFERENCE of the least.
+def _gone_on(choice: Choice, setting: Setting, centre, scale: float, progress) -> Choice:
+    """The choice with the time spent on the one that is taken which would have been wasted on the others."""
+    fit = go_on(
+        setting,
+        in_solver_units(choice.taken.fit, centre, scale),
+        lambda share: progress(share, "Fitting all frames"),
+        MANY_ROUNDS,
+    )
+    taken = replace(choice.taken, fit=in_scene_units(fit, centre, scale))
+    return replace(choice, taken=taken, tried=[taken if one is choice.taken else one for one in choice.tried])
 
-    enough: RMSE in per cent with which the first one, the network's, is taken in any case.
+
+def choose(candidates: list[Candidate], enough: float = np.inf, certain: bool = False) -> Choice:
+    """The first candidate whose cost is within PREFERENCE of the least, of those whose error is small `enough` if any.
+
+    enough: RMSE as a fraction of the diagonal; certain: the first one, the network's, need have no more than that.
     """
-    if enough is not None and 100 * candidates[0].fit.rmse <= enough:
+    fitting = [candidate for candidate in candidates if candidate.fit.rmse <= enough] or candidates
+    if certain and candidates[0].fit.rmse <= enough:
         return Choice(candidates[0], REASONS["certain"], candidates)
-    least = min(candidate.cost for candidate in candidates)
-    taken = next(candidate for candidate in candidates if candidate.cost <= PREFERENCE * least)
+    least = min(candidate.cost for candidate in fitting)
+    taken = next(candidate for candidate in fitting if candidate.cost <= PREFERENCE * least)
     return Choice(taken, REASONS[taken.source], candidates)
 
 
-def _network_candidate(prepared, units, anchor, proposal: NetworkRig, common, same_count, hopeless, progress):
+def _network_candidate(
+    setting: Setting, centre, scale, faces, proposal: NetworkRig, hopeless, progress, same_count, enough
+):
     """The network's skeleton with weights and poses from the motion, corrected by it unless its cost is `hopeless`.
 
-    units: the problem, and the centre and scale of its units.
+    enough: RMSE, as a fraction of the diagonal, with which the skeleton is to be taken, so that bones and time are
+    spent on reaching it; None where it has to be the best.
     """
-    problem, centre, scale = units
-    setting = make_setting(
-        problem, anchor, common["counts"], common["influences"], common["rest_correction"], common["stretch"]
-    )
-    rest = problem.rest.cpu().numpy()
+    rest = setting.problem.rest.cpu().numpy()
 
     def inside(points):
-        return winding_numbers(points, rest, prepared.faces) > INSIDE
+        return winding_numbers(points, rest, faces) > INSIDE
 
     state = _network_state(setting, proposal, centre, scale)
-    state = alternate(setting, state, lambda share: progress(0.5 * share, "Fitting the network's skeleton"))
+    state = alternate(
+        setting,
+        state,
+        lambda share: progress(0.5 * share, "Fitting the network's skeleton"),
+        rounds=ROUNDS if enough is None else MANY_ROUNDS,
+    )
     origin = np.arange(len(proposal.parents))
     error = rmse(setting.key, bone_matrices(state.pose), *moments(setting.key, state.W, state.u))
-    if error * len(origin) < hopeless:
+    if enough is not None or error * len(origin) < hopeless:
         state, origin = correct(
             setting,
             state,
@@ -247,6 +283,7 @@ def _network_candidate(prepared, units, anchor, proposal: NetworkRig, common, sa
             inside,
             lambda share: progress(0.5 + 0.4 * share, "Correcting the skeleton"),
             same_count=same_count,
+            enough=enough,
         )
     fit = finish(setting, state, lambda share: progress(0.9 + 0.1 * share, "Fitting all frames"))
     fit = _with_still_weights(setting, fit, _start_weights(proposal, origin))

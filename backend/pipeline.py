@@ -207,7 +207,7 @@ def _auto_fit(sequence, prepared, anchor: int, options: RigOptions, device: str,
             "reason": choice.reason,
         },
     }
-    warnings = (*warnings, *proposal.rig.warnings, *fit.warnings)
+    warnings = (*warnings, *proposal.rig.warnings, *choice.warnings)
     return Fit(
         fit.joints, fit.parents, fit.weights, fit.rest, fit.motion, provenance, warnings, choice.taken.confidence
     )

@@ -39,10 +39,17 @@ def test_anatomy_is_preferred_unless_it_costs_too_much():
     assert taken(candidate("network", 9e-5), candidate("motion", 1e-6)) == "network"  # nobody sees that
 
 
+def test_a_rig_beyond_the_tolerance_is_not_taken_where_another_meets_it():
+    near = [candidate("network", 1.02e-3), candidate("motion", 0.98e-3)]
+    assert choose(near).taken.source == "network"
+    assert choose(near, 1e-3).taken.source == "motion"
+    assert choose(near, 0.9e-3).taken.source == "network"  # none meets it
+
+
 def test_sure_networks_need_only_meet_the_tolerance():
     tried = [candidate("network", 0.9e-3), candidate("motion", 1e-4)]
-    assert choose(tried).taken.source == choose(tried, enough=0.08).taken.source == "motion"
-    sure = choose(tried, enough=0.1)
+    assert choose(tried, 1e-3).taken.source == choose(tried, 0.8e-3, certain=True).taken.source == "motion"
+    sure = choose(tried, 1e-3, certain=True)
     assert sure.taken.source == "network" and "sure" in sure.reason and sure.tried == tried
 
 
@@ -57,9 +64,11 @@ def test_who_counts_as_sure():
         (np.nan, True, None),
     ):
         prepared, rig = proposal(sequence, off, weights, confidence, agreed)
-        choice = fuse(prepared, 0, rig, joints=3, tolerance=5.0)
+        choice = fuse(prepared, 0, rig, joints=None, tolerance=5.0)
         assert ("sure" in choice.reason) == (source is not None), (confidence, agreed)
         assert source in (None, choice.taken.source)
+    prepared, rig = proposal(sequence, off, weights, 1.0, True)
+    assert "sure" not in fuse(prepared, 0, rig, joints=3, tolerance=5.0).reason  # there is no tolerance to meet
 
 
 def proposal(sequence, joints, weights, confidence=1.0, agreed=False):

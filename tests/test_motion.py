@@ -15,7 +15,7 @@ from sprig.backend.errors import Cancelled
 from sprig.backend.kinematics import linear_blend_skinning
 from sprig.backend.motion import free_bones, hierarchy, joints, parts, problem, weights
 from sprig.backend.motion.procrustes import cross_matrix, rotation_exponential, rotation_from_covariance
-from sprig.backend.motion.solver import solve_motion
+from sprig.backend.motion.solver import solve_motion, tolerance_warnings
 
 from .creatures import chain, tube
 
@@ -397,6 +397,14 @@ def test_a_pulse_that_no_joint_explains_ends_with_a_warning():
     pulsing = (rest * np.stack([np.ones_like(wave), wave, wave], axis=2)).astype(np.float32)
     fit = solve_motion(pulsing, edges_of(sequence.faces), 0, tolerance=0.01)
     assert len(fit.warnings) == 1 and "no longer pay" in fit.warnings[0]
+
+
+def test_what_is_said_of_a_rig_beyond_the_tolerance():
+    assert tolerance_warnings(0.99e-3, 1e-3, 2e-3) == ()
+    (noisy,) = tolerance_warnings(2.3e-3, 1e-3, 2e-3)
+    assert "move at random by 0.2 %" in noisy and "0.1 %" in noisy
+    (beyond,) = tolerance_warnings(2.5e-3, 1e-3, 2e-3)
+    assert "reaches 0.25 % instead of the tolerance of 0.1 %" in beyond
 
 
 def test_fewer_joints_than_asked_are_reported():

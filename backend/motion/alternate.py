@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .free_bones import correct_rest_shape, vertex_errors
-from .hierarchy import Pose, at_poses, bone_matrices, joint_prior_strength, refine_pose, stretch_gains
+from .hierarchy import Pose, at_poses, bone_matrices, joint_prior_strength, refine_pose, start_pose, stretch_gains
 from .problem import Problem, bone_errors, moments, rmse
 from .weights import solve_free_weights, solve_weights
 
@@ -55,6 +55,7 @@ class Setting:
     problem: Problem
     counts: torch.Tensor  # (N,) vertices of the user's mesh at each
     key: Problem  # the key frames alone
+    frames: torch.Tensor  # (K,) which these are
     nearest: torch.Tensor  # (F,) most similar key frame of every frame
     influences: int = 4
     rest_correction: bool = True
@@ -120,6 +121,19 @@ def finish(setting: Setting, state: State, tick) -> MotionFit:
     return to_numpy(M, W, u, pose.c, np.asarray(pose.parents), setting.error(M, W, u), pose.located)
 
 
+def go_on(setting: Setting, fit: MotionFit, tick, rounds: int) -> MotionFit:
+    """A finished fit, in the solver's units, after more rounds in which its joints stay, where these gain anything."""
+    M, W, u, joints = (
+        torch.as_tensor(one, device=setting.problem.device)
+        for one in (fit.motion[:, :, :3], fit.weights, fit.rest, fit.joints)
+    )
+    state = State(start_pose(M[setting.frames], joints, fit.parents, located=fit.located), W, u)
+    setting = replace(setting, stretch=False)  # the bones that stretch are chosen
+    state = alternate(setting, state, lambda share: tick(0.9 * share), rounds=rounds)
+    longer = finish(setting, state, lambda share: tick(0.9 + 0.1 * share))
+    return longer if longer.rmse < fit.rmse else fit
+
+
 def skin(setting: Setting, problem: Problem, M, W, u):
     """Weights (N,B) and rest shape (N,3) for given poses M (F,B,3,4), from the ones before."""
     errors = bone_errors(problem, M, u)
@@ -153,3 +167,8 @@ def in_scene_units(fit: MotionFit, centre, scale: float) -> MotionFit:
     motion = fit.motion.copy()
     motion[..., :3, 3] = motion[..., :3, 3] * scale + centre - motion[..., :3, :3] @ centre
     return replace(fit, motion=motion, joints=fit.joints * scale + centre, rest=fit.rest * scale + centre)
+
+
+def in_solver_units(fit: MotionFit, centre, scale: float) -> MotionFit:
+    """What in_scene_units was made from."""
+    return in_scene_units(fit, -np.asarray(centre) / scale, 1 / scale)

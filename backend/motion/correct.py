@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..skeletons import rotation_ranges
-from .alternate import Setting, State, alternate
+from .alternate import ROUNDS, Setting, State, alternate
 from .free_bones import refit_transforms, rigid_motion, vertex_errors
 from .hierarchy import at_poses, bone_matrices, refine_pose
 from .joints import fit_joints
@@ -32,20 +32,22 @@ SURE = 0.5  # confidence from which a joint without evidence stays
 RISE = 1.05  # error that merging may cost, as a factor
 INVISIBLE = 1e-4  # diagonals: no one sees such an error
 UNEXPLAINED = 3.0  # times the median error of the vertices: there a patch may need a bone of its own
+ANYWHERE = 1.0  # the same where the whole skeleton may be too poor
 CORE = 0.5  # of the largest error: the patch is what is explained worst, not all that suffers with it
 LEAST_PATCH = 8  # vertices of a patch
 MOST_NEW = 8  # bones
+MORE = 0.5  # times the bones of a skeleton that is to stay: so many may come where that is more than MOST_NEW
 ROUNDS_AFTER = 5  # of poses and weights after a change of the skeleton
 
 
 def correct(
-    setting: Setting, state: State, confidence, inside, tick, *, same_count: bool = False
+    setting: Setting, state: State, confidence, inside, tick, *, same_count: bool = False, enough: float | None = None
 ) -> tuple[State, np.ndarray]:
     """The skeleton after all that the motion has to say, and which of the given joints each is (J,), -1 for new ones.
 
     confidence (B,) of the joints, NaN where unknown, which counts as none; `inside(points)` (K,) tells which of some
     places (K,3) in the solver's units lie inside the mesh; `tick(share)` is called between the steps. With `same_count`
-    joints only move.
+    joints only move; `enough` as in add_bones.
     """
     origin = np.arange(len(state.pose.parents))
     tick(0.0)
@@ -56,7 +58,7 @@ def correct(
     state, kept = merge_still_joints(setting, state, confidence)
     origin = origin[kept]
     tick(0.5)
-    state = add_bones(setting, state, lambda share: tick(0.5 + 0.5 * share))
+    state = add_bones(setting, state, lambda share: tick(0.5 + 0.5 * share), enough)
     return state, np.concatenate([origin, np.full(len(state.pose.parents) - len(origin), -1)])
 
 
@@ -137,29 +139,43 @@ def merge_still_joints(setting: Setting, state: State, confidence) -> tuple[Stat
 # ---- bones that are missing
 
 
-def add_bones(setting: Setting, state: State, tick) -> State:
+def add_bones(setting: Setting, state: State, tick, enough: float | None = None) -> State:
     """The state with bones for patches of skin that move unexplained, one at a time, as long as each pays.
 
-    One with n bones in place of n - 1 has to bring the error below (n - 1) / n of what it was.
+    One with n bones in place of n - 1 has to bring the error below (n - 1) / n of what it was. Where the skeleton
+    beneath is to stay whatever that costs, `enough` is the error to reach, as a fraction of the diagonal: bones come
+    until it is reached as long as each lowers it, and where it is not, only those stay that pay together.
     """
-    for attempt in range(MOST_NEW):
-        tick(attempt / MOST_NEW)
-        patch = _worst_patch(setting, state)
+    if enough is None:
+        most, unexplained, rounds = MOST_NEW, UNEXPLAINED, ROUNDS_AFTER
+    else:
+        most, unexplained, rounds = max(MOST_NEW, round(MORE * len(state.pose.parents))), ANYWHERE, ROUNDS
+    error = _error(setting, state)
+    paying, least = state, error * len(state.pose.parents)
+    for attempt in range(most):
+        tick(attempt / most)
+        patch = None if enough is not None and error <= enough else _worst_patch(setting, state, unexplained)
         if patch is None:
             break
-        trial = alternate(setting, _with_bone(setting, state, patch), _silent, rounds=ROUNDS_AFTER)
-        bones = len(trial.pose.parents)
-        if bones * _error(setting, trial) > (bones - 1) * _error(setting, state):
+        trial = alternate(setting, _with_bone(setting, state, patch), _silent, rounds=rounds)
+        bones, trial_error = len(trial.pose.parents), _error(setting, trial)
+        pays = bones * trial_error <= (bones - 1) * error
+        if not pays and (enough is None or trial_error >= error):
             break
-        state = trial
-    return state
+        state, error = trial, trial_error
+        if bones * error <= least:
+            paying, least = state, bones * error
+    return state if enough is not None and error <= enough else paying
 
 
-def _worst_patch(setting: Setting, state: State):
-    """Vertices (K,) of the connected patch with most squared error among the worst explained ones; None if none is."""
+def _worst_patch(setting: Setting, state: State, unexplained: float):
+    """Vertices (K,) of the connected patch with most squared error among the worst explained ones; None if none is.
+
+    unexplained: times the median error of the vertices that each of them has at least.
+    """
     problem = setting.key
     error = vertex_errors(problem, bone_matrices(state.pose), state.W, state.u).clamp_min(0)
-    bad = error > torch.maximum(UNEXPLAINED**2 * error.median().clamp_min(1e-16), CORE**2 * error.max())
+    bad = error > torch.maximum(unexplained**2 * error.median().clamp_min(1e-16), CORE**2 * error.max())
     label = torch.where(bad, torch.arange(problem.vertices, device=error.device), -1)
     rows, columns = _edges(problem)
     linked = bad[rows] & bad[columns]

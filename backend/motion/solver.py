@@ -28,6 +28,7 @@ PROPOSED_PRIOR = 1e-4  # last pull to priors that a network has a say in; ten ti
 PARTS_PER_TOLERANCE = 4.5  # rigid parts with this error become a skinned hierarchy within the tolerance, by experience
 TOLERANCE_MARGIN = 0.99  # aim this far below the tolerance: the rig is rounded to float32
 NOISE_MARGIN = 1.05  # times the noise: no rig follows it, and one that tries has joints for nothing
+NEAR_NOISE = 1.2  # times the noise: a rig with less error leaves little but the noise
 ATTEMPTS = 6  # numbers of joints that are tried
 GROWTH, LEAST_GAIN = 1.4, 0.9  # so many times the joints must bring the error below this share, else they do not pay
 MOST_JOINTS = 128  # found automatically; a rig with more is no longer one that a person can use
@@ -83,7 +84,9 @@ def solve_motion(
                 f"{len(fit.parents)} joints instead of the {joints} asked for.",
             )
     else:
-        fit, warnings = _find_joint_count(solve, tolerance / 100, least, progress)
+        noise = noise_level(problem)
+        fit = _find_joint_count(solve, tolerance / 100, noise, least, progress)
+        warnings = tolerance_warnings(fit.rmse, tolerance / 100, noise)
     return replace(in_scene_units(fit, centre, scale), warnings=warnings)
 
 
@@ -94,7 +97,7 @@ def make_setting(
     frames, nearest = diverse_frames(problem, anchor, KEY_FRAMES)
     counts = torch.ones(problem.vertices) if counts is None else torch.as_tensor(counts)
     key = at_frames(problem, frames)
-    return Setting(problem, counts.to(problem.X), key, nearest, influences, rest_correction, stretch)
+    return Setting(problem, counts.to(problem.X), key, frames, nearest, influences, rest_correction, stretch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,9 +166,24 @@ def _in_solver_units(hints: Hints | None, few: Problem, centre, scale: float):
     return near, living_parts(few, torch.as_tensor(hints.labels, dtype=torch.long, device=few.device))
 
 
-def _find_joint_count(solve: _Solve, tolerance: float, least: int, progress):
-    """The smallest number of joints among a few well-chosen ones whose rig meets the tolerance; (fit, warnings)."""
-    noise = noise_level(solve.setting.problem)
+def tolerance_warnings(error: float, tolerance: float, noise: float) -> tuple[str, ...]:
+    """What to say of a rig whose number of joints was found; all three as fractions of the diagonal."""
+    if error <= tolerance:
+        return ()
+    if error <= NEAR_NOISE * noise:
+        return (
+            f"The vertices move at random by {100 * noise:.2g} % of the size (noise or quantised positions), so the "
+            f"rig aims at that instead of the tolerance of {100 * tolerance:.2g} %.",
+        )
+    return (
+        f"The rig reaches {100 * error:.3g} % instead of the tolerance of {100 * tolerance:.2g} %: more joints no "
+        "longer pay (noise, quantised positions or stretching that joint rotations cannot follow); raise --joints or "
+        "the tolerance, or allow stretch.",
+    )
+
+
+def _find_joint_count(solve: _Solve, tolerance: float, noise: float, least: int, progress) -> MotionFit:
+    """The fit with the smallest number of joints among a few well-chosen ones whose rig meets the tolerance."""
     whole = max(tolerance * TOLERANCE_MARGIN, NOISE_MARGIN * noise)
     aim = math.sqrt(whole**2 - noise**2)  # what the skeleton may leave beside the noise
     most = max(1, min(MOST_JOINTS, solve.setting.problem.vertices // 4))
@@ -199,18 +217,4 @@ def _find_joint_count(solve: _Solve, tolerance: float, least: int, progress):
             bones = (good + bad) // 2
         if bones in tried:
             break
-    if good is not None and whole <= tolerance:
-        return tried[good], ()
-    if good is not None:
-        noisy = (
-            f"The vertices move at random by {100 * noise:.2g} % of the size (noise or quantised positions), so the "
-            f"rig aims at that instead of the tolerance of {100 * tolerance:.2g} %."
-        )
-        return tried[good], (noisy,)
-    best = min(tried.values(), key=lambda f: f.rmse)
-    warning = (
-        f"The rig reaches {100 * best.rmse:.3g} % instead of the tolerance of {100 * tolerance:.2g} %: more joints no "
-        "longer pay (noise, quantised positions or stretching that joint rotations cannot follow); raise --joints or "
-        "the tolerance, or allow stretch."
-    )
-    return best, (warning,)
+    return tried[good] if good is not None else min(tried.values(), key=lambda fit: fit.rmse)
