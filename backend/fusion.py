@@ -46,7 +46,7 @@ from .surface import Prepared, winding_numbers
 PREFERENCE = 1.1  # times the best cost: a candidate with more of the networks' anatomy may cost this much
 HOPELESS = 4.0  # times the best cost: a network's skeleton with more is not corrected, which would not make it the best
 CERTAIN = 0.9  # mean confidence from which the networks' skeleton is taken wherever it can meet the tolerance
-MANY_ROUNDS = 3 * ROUNDS  # for the network's skeleton where it is certain, and for what is taken otherwise
+MANY_ROUNDS = 3 * ROUNDS  # for the network's skeleton where it is certain, and where no tolerance ends the fit
 SURE = 0.3  # confidence from which the network's joints draw the motion's to them
 SAME_JOINT = 0.03  # diagonals: a joint this near to one of the network's is as sure as that one
 NOISY = 2e-4  # diagonals: vertices that move at random by more are steadied before the networks see them
@@ -221,7 +221,7 @@ def fuse(
         *unit, prepared.faces, proposal, hopeless, part(0.6, 0.9), joints is not None, enough if certain else None
     )
     choice = choose([network, *candidates], enough, certain)
-    if choice.taken is not network:
+    if choice.taken is not network and (joints is not None or choice.taken.fit.rmse > enough):
         choice = _gone_on(choice, *unit, part(0.9, 1.0))
     if joints is None:
         return replace(choice, warnings=tolerance_warnings(choice.taken.fit.rmse, tolerance / 100, noise))
@@ -229,7 +229,7 @@ def fuse(
 
 
 def _gone_on(choice: Choice, setting: Setting, centre, scale: float, progress) -> Choice:
-    """The choice with the time spent on the one that is taken which would have been wasted on the others."""
+    """The choice after more rounds for the one that is taken, whose error is to be as small as it gets."""
     fit = go_on(
         setting,
         in_solver_units(choice.taken.fit, centre, scale),
