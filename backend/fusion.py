@@ -7,8 +7,8 @@ Candidates, from the one with most of the networks' anatomy to the one with leas
 The first that explains the motion within PREFERENCE of the best is taken: an artist would rather have the anatomy, but
 not a rig that replays his animation worse. Errors of skeletons of different size are compared at equal complexity: one
 with twice the joints has to have half of the error. Where nearly all decodings of the networks agree, their skeleton is
-an artist's (training/LOG.md), and it is enough that it meets the tolerance, or leaves little but the noise of the
-vertices; bones are added until it does.
+an artist's (training/LOG.md), and it may cost CERTAIN_PREFERENCE as long as it meets the tolerance, or leaves little
+but the noise of the vertices; bones are added until it does.
 
 Where several proposals are asked for, they are drawn from the network, or made on frames that look different and
 carried to the anchor frame; the one whose skeleton explains some frames best goes on.
@@ -45,7 +45,8 @@ from .surface import Prepared, winding_numbers
 
 PREFERENCE = 1.1  # times the best cost: a candidate with more of the networks' anatomy may cost this much
 HOPELESS = 4.0  # times the best cost: a network's skeleton with more is not corrected, which would not make it the best
-CERTAIN = 0.9  # mean confidence from which the networks' skeleton is taken wherever it can meet the tolerance
+CERTAIN = 0.9  # mean confidence from which the networks' skeleton may cost as follows where it meets the tolerance
+CERTAIN_PREFERENCE = 2.2  # times the best cost; with more, other clips of the character suffer (training/LOG.md)
 MANY_ROUNDS = 3 * ROUNDS  # for the network's skeleton where it is certain, and where no tolerance ends the fit
 SURE = 0.3  # confidence from which the network's joints draw the motion's to them
 SAME_JOINT = 0.03  # diagonals: a joint this near to one of the network's is as sure as that one
@@ -56,7 +57,7 @@ STILL_COST = 1.02  # times the error: what the network's weights in still limbs 
 DRAWN = 0.5  # temperature of proposals that are drawn
 FEW_FRAMES, FEW_ROUNDS = 12, 4  # in which several proposals are compared
 REASONS = {
-    "certain": "the networks are sure of their skeleton, and it meets the tolerance",
+    "certain": "the networks are sure of their skeleton, and it meets the tolerance, not far from the best",
     "network": "the network's own skeleton explains the motion nearly as well as any",
     "parts": "parts that the network sees, joined where the motion bends, explain the motion nearly as well as any",
     "motion": "parts from the motion explain it clearly better than those of the network",
@@ -243,13 +244,15 @@ def _gone_on(choice: Choice, setting: Setting, centre, scale: float, progress) -
 def choose(candidates: list[Candidate], enough: float = np.inf, certain: bool = False) -> Choice:
     """The first candidate whose cost is within PREFERENCE of the least, of those whose error is small `enough` if any.
 
-    enough: RMSE as a fraction of the diagonal; certain: the first one, the network's, need have no more than that.
+    enough: RMSE as a fraction of the diagonal; certain: the first one, the network's, that has it may cost
+    CERTAIN_PREFERENCE.
     """
     fitting = [candidate for candidate in candidates if candidate.fit.rmse <= enough] or candidates
-    if certain and candidates[0].fit.rmse <= enough:
-        return Choice(candidates[0], REASONS["certain"], candidates)
     least = min(candidate.cost for candidate in fitting)
     taken = next(candidate for candidate in fitting if candidate.cost <= PREFERENCE * least)
+    first = candidates[0]
+    if certain and taken is not first and first.fit.rmse <= enough and first.cost <= CERTAIN_PREFERENCE * least:
+        return Choice(first, REASONS["certain"], candidates)
     return Choice(taken, REASONS[taken.source], candidates)
 
 

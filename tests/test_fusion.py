@@ -12,7 +12,7 @@ from sprig.backend.device import load_torch
 torch = load_torch()
 
 from sprig.backend import fusion, metrics  # noqa: E402
-from sprig.backend.fusion import PREFERENCE, Candidate, _looks, choose, fuse, propose  # noqa: E402
+from sprig.backend.fusion import CERTAIN_PREFERENCE, PREFERENCE, Candidate, _looks, choose, fuse, propose  # noqa: E402
 from sprig.backend.learned import NetworkRig, load_networks  # noqa: E402
 from sprig.backend.motion.solver import solve_motion  # noqa: E402
 from sprig.backend.pipeline import RigOptions, rig_sequence  # noqa: E402
@@ -46,17 +46,21 @@ def test_a_rig_beyond_the_tolerance_is_not_taken_where_another_meets_it():
     assert choose(near, 0.9e-3).taken.source == "network"  # none meets it
 
 
-def test_sure_networks_need_only_meet_the_tolerance():
-    tried = [candidate("network", 0.9e-3), candidate("motion", 1e-4)]
+def test_sure_networks_may_cost_more_where_they_meet_the_tolerance():
+    tried = [candidate("network", 0.9e-3), candidate("motion", 0.9e-3 / 2)]
     assert choose(tried, 1e-3).taken.source == choose(tried, 0.8e-3, certain=True).taken.source == "motion"
     sure = choose(tried, 1e-3, certain=True)
     assert sure.taken.source == "network" and "sure" in sure.reason and sure.tried == tried
+    worse = [candidate("network", 0.9e-3), candidate("motion", 0.99 * 0.9e-3 / CERTAIN_PREFERENCE)]
+    assert choose(worse, 1e-3, certain=True).taken.source == "motion"
+    best = choose([candidate("network", 0.9e-3), candidate("motion", 0.9e-3)], 1e-3, certain=True)
+    assert best.taken.source == "network" and "sure" not in best.reason  # it needs no such credit
 
 
 def test_who_counts_as_sure():
     """Their joints are a little off, so that the motion explains the clip better, and both meet the tolerance."""
     sequence, places, weights = anchored()
-    off = places + np.array([0, 0.03, 0.0])
+    off = places + np.array([0, 0.13, 0.0])
     for confidence, agreed, source in (
         (1.0, True, "network"),
         (1.0, False, None),
