@@ -39,7 +39,7 @@ from .motion.given import start_state
 from .motion.hierarchy import bone_matrices
 from .motion.noise import noise_level, steady_shape
 from .motion.problem import at_frames, diverse_frames, make_problem, moments, rmse
-from .motion.solver import NEAR_NOISE, Hints, make_setting, solve_motion, tolerance_warnings
+from .motion.solver import NEAR_NOISE, TOLERANCE_MARGIN, Hints, make_setting, solve_motion, tolerance_warnings
 from .skeletons import rotation_ranges
 from .surface import Prepared, winding_numbers
 
@@ -216,7 +216,7 @@ def fuse(
     setting = make_setting(problem, anchor, prepared.counts, influences, rest_correction, stretch)
     unit = (setting, centre, scale)
     noise = noise_level(problem) if joints is None else 0.0
-    enough = max(tolerance / 100, NEAR_NOISE * noise) if joints is None else np.inf
+    enough = max(TOLERANCE_MARGIN * tolerance / 100, NEAR_NOISE * noise) if joints is None else np.inf
     certain = joints is None and proposal.agreed and float(np.mean(proposal.confidence)) >= CERTAIN
     network = _network_candidate(
         *unit, prepared.faces, proposal, hopeless, part(0.6, 0.9), joints is not None, enough if certain else None
