@@ -48,7 +48,7 @@ HOPELESS = 4.0  # times the best cost: a network's skeleton with more is not cor
 CERTAIN = 0.9  # mean confidence from which the networks' skeleton may cost as follows where it meets the tolerance
 CERTAIN_PREFERENCE = 2.2  # times the best cost; with more, other clips of the character suffer (training/LOG.md)
 MANY_ROUNDS = 3 * ROUNDS  # for the network's skeleton where it is certain, and where no tolerance ends the fit
-SURE = 0.3  # confidence from which the network's joints draw the motion's to them
+SURE = 0.7  # confidence from which the network's joints draw the motion's to them
 SAME_JOINT = 0.03  # diagonals: a joint this near to one of the network's is as sure as that one
 NOISY = 2e-4  # diagonals: vertices that move at random by more are steadied before the networks see them
 INVISIBLE = 1e-4  # diagonals: smaller errors count as equal
@@ -199,7 +199,7 @@ def fuse(
         return lambda share, text: progress(start + (end - start) * share, text)
 
     sure = proposal.confidence >= SURE
-    near = proposal.joints[sure] if sure.any() else proposal.joints
+    near = proposal.joints[sure]
     labels = proposal.weights.argmax(axis=1)
     parts = solve_motion(
         prepared.trajectories, edges, anchor, joints=joints, tolerance=tolerance, least=len(proposal.parents),

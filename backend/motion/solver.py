@@ -38,7 +38,8 @@ MOST_JOINTS = 128  # found automatically; a rig with more is no longer one that 
 class Hints:
     """What another skeleton tells the motion: where joints may be, and which vertices may move together.
 
-    joints (K,3) in the trajectories' units; labels (N,) parts to start from, or None to find them from scratch.
+    joints (K,3) in the trajectories' units, perhaps none; labels (N,) parts to start from, or None to find them from
+    scratch.
     """
 
     joints: np.ndarray
@@ -160,7 +161,9 @@ def _in_solver_units(hints: Hints | None, few: Problem, centre, scale: float):
     """Proposed joints (K,3) and living parts (N,), or None where nothing is proposed."""
     if hints is None:
         return None, None
-    near = torch.as_tensor((hints.joints - centre) / scale, dtype=few.rest.dtype, device=few.device)
+    near = None
+    if len(hints.joints):
+        near = torch.as_tensor((hints.joints - centre) / scale, dtype=few.rest.dtype, device=few.device)
     if hints.labels is None:
         return near, None
     return near, living_parts(few, torch.as_tensor(hints.labels, dtype=torch.long, device=few.device))
