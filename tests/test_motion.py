@@ -15,7 +15,7 @@ from sprig.backend.errors import Cancelled
 from sprig.backend.kinematics import linear_blend_skinning
 from sprig.backend.motion import free_bones, hierarchy, joints, parts, problem, weights
 from sprig.backend.motion.procrustes import cross_matrix, rotation_exponential, rotation_from_covariance
-from sprig.backend.motion.solver import solve_motion, tolerance_warnings
+from sprig.backend.motion.solver import Hints, solve_motion, tolerance_warnings
 
 from .creatures import chain, tube
 
@@ -397,6 +397,16 @@ def test_a_pulse_that_no_joint_explains_ends_with_a_warning():
     pulsing = (rest * np.stack([np.ones_like(wave), wave, wave], axis=2)).astype(np.float32)
     fit = solve_motion(pulsing, edges_of(sequence.faces), 0, tolerance=0.01)
     assert len(fit.warnings) == 1 and "no longer pay" in fit.warnings[0]
+
+
+def test_no_proposed_joints_change_nothing():
+    sequence, *_ = chain(3)
+    plain, hinted = (
+        solve_motion(sequence.vertices, edges_of(sequence.faces), 0, joints=3, hints=hints)
+        for hints in (None, Hints(np.zeros((0, 3))))
+    )
+    np.testing.assert_array_equal(hinted.joints, plain.joints)
+    np.testing.assert_array_equal(hinted.weights, plain.weights)
 
 
 def test_what_is_said_of_a_rig_beyond_the_tolerance():
