@@ -46,7 +46,7 @@ from .surface import Prepared, winding_numbers
 PREFERENCE = 1.1  # times the best cost: a candidate with more of the networks' anatomy may cost this much
 HOPELESS = 4.0  # times the best cost: a network's skeleton with more is not corrected, which would not make it the best
 CERTAIN = 0.9  # mean confidence from which the networks' skeleton may cost as follows where it meets the tolerance
-CERTAIN_PREFERENCE = 2.2  # times the best cost; with more, other clips of the character suffer (training/LOG.md)
+CERTAIN_PREFERENCE = 2.1  # times the best cost; with more, other clips of the character suffer (training/LOG.md)
 MANY_ROUNDS = 3 * ROUNDS  # for the network's skeleton where it is certain, and where no tolerance ends the fit
 SURE = 0.7  # confidence from which the network's joints draw the motion's to them
 SAME_JOINT = 0.03  # diagonals: a joint this near to one of the network's is as sure as that one
