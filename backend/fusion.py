@@ -198,8 +198,7 @@ def fuse(
     def part(start, end):
         return lambda share, text: progress(start + (end - start) * share, text)
 
-    sure = proposal.confidence >= SURE
-    near = proposal.joints[sure]
+    near = proposal.joints[proposal.confidence >= SURE]
     labels = proposal.weights.argmax(axis=1)
     parts = solve_motion(
         prepared.trajectories, edges, anchor, joints=joints, tolerance=tolerance, least=len(proposal.parents),
@@ -214,19 +213,31 @@ def fuse(
     hopeless = HOPELESS * min(candidate.cost for candidate in candidates)
     problem, centre, scale = make_problem(prepared.trajectories, edges, anchor, device)
     setting = make_setting(problem, anchor, prepared.counts, influences, rest_correction, stretch)
-    unit = (setting, centre, scale)
-    noise = noise_level(problem) if joints is None else 0.0
-    enough = max(TOLERANCE_MARGIN * tolerance / 100, NEAR_NOISE * noise) if joints is None else np.inf
-    certain = joints is None and proposal.agreed and float(np.mean(proposal.confidence)) >= CERTAIN
+    if joints is None:
+        noise = noise_level(problem)
+        enough = max(TOLERANCE_MARGIN * tolerance / 100, NEAR_NOISE * noise)
+        certain = proposal.agreed and float(np.mean(proposal.confidence)) >= CERTAIN
+    else:  # there is no tolerance to meet
+        noise, enough, certain = 0.0, np.inf, False
     network = _network_candidate(
-        *unit, prepared.faces, proposal, hopeless, part(0.6, 0.9), joints is not None, enough if certain else None
+        setting,
+        centre,
+        scale,
+        prepared.faces,
+        proposal,
+        hopeless,
+        part(0.6, 0.9),
+        same_count=joints is not None,
+        enough=enough if certain else None,
     )
     choice = choose([network, *candidates], enough, certain)
     if choice.taken is not network and (joints is not None or choice.taken.fit.rmse > enough):
-        choice = _gone_on(choice, *unit, part(0.9, 1.0))
+        choice = _gone_on(choice, setting, centre, scale, part(0.9, 1.0))
     if joints is None:
-        return replace(choice, warnings=tolerance_warnings(choice.taken.fit.rmse, tolerance / 100, noise))
-    return choice if choice.taken is network else replace(choice, warnings=parts.warnings)
+        warnings = tolerance_warnings(choice.taken.fit.rmse, tolerance / 100, noise)
+    else:
+        warnings = () if choice.taken is network else parts.warnings
+    return replace(choice, warnings=warnings)
 
 
 def _gone_on(choice: Choice, setting: Setting, centre, scale: float, progress) -> Choice:
@@ -257,7 +268,7 @@ def choose(candidates: list[Candidate], enough: float = np.inf, certain: bool = 
 
 
 def _network_candidate(
-    setting: Setting, centre, scale, faces, proposal: NetworkRig, hopeless, progress, same_count, enough
+    setting: Setting, centre, scale, faces, proposal: NetworkRig, hopeless, progress, *, same_count, enough
 ):
     """The network's skeleton with weights and poses from the motion, corrected by it unless its cost is `hopeless`.
 

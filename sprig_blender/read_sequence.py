@@ -293,14 +293,18 @@ def check_readable(mesh: bpy.types.Object):
         if not modifier.show_viewport:
             continue
         if modifier.type == "MESH_SEQUENCE_CACHE" and modifier.cache_file:
-            cache = modifier.cache_file
-            _check_file(mesh, bpy.path.abspath(cache.filepath, library=cache.library), modifier)
+            _check_file(mesh, _on_disk(modifier.cache_file.filepath, modifier.cache_file), modifier)
         elif modifier.type == "MESH_CACHE":
-            _check_file(mesh, bpy.path.abspath(modifier.filepath, library=mesh.library), modifier)
+            _check_file(mesh, _on_disk(modifier.filepath, mesh), modifier)
 
 
 def _in_edit_mode(thing: bpy.types.Object) -> SprigError:
     return SprigError(f"{thing.name} is in Edit Mode; switch to Object Mode and try again.")
+
+
+def _on_disk(path: str, owner: bpy.types.ID) -> str:
+    """The path in full; // in it means the folder of the .blend file that its owner lies in, which may be linked."""
+    return bpy.path.abspath(path, library=owner.path_resolve("library"))
 
 
 def _check_file(mesh: bpy.types.Object, path: str, modifier: bpy.types.Modifier):

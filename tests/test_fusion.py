@@ -14,6 +14,7 @@ torch = load_torch()
 from sprig.backend import fusion, metrics  # noqa: E402
 from sprig.backend.fusion import CERTAIN_PREFERENCE, PREFERENCE, Candidate, _looks, choose, fuse, propose  # noqa: E402
 from sprig.backend.learned import NetworkRig, load_networks  # noqa: E402
+from sprig.backend.motion.alternate import go_on  # noqa: E402
 from sprig.backend.motion.solver import solve_motion  # noqa: E402
 from sprig.backend.pipeline import RigOptions, rig_sequence  # noqa: E402
 from sprig.backend.report import rig_report  # noqa: E402
@@ -99,6 +100,27 @@ def test_a_network_that_is_right_is_believed():
     assert choice.reason and chosen.fit.parents.tolist() == [-1, 0, 1]
     assert np.linalg.norm(chosen.fit.joints - rig.joints, axis=1).max() < 0.05
     assert chosen.confidence.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("joints", "tolerance", "longer"), [(3, 0.1, True), (None, 5.0, False), (None, 1e-4, True)])
+def test_what_is_taken_is_fitted_longer_where_no_tolerance_ends_the_fit(monkeypatch, joints, tolerance, longer):
+    sequence, places, weights = anchored()
+    rng = np.random.default_rng(0)
+    prepared, rig = proposal(
+        sequence, places + rng.normal(0, 0.4, places.shape), weights[rng.permutation(len(weights))]
+    )
+    before = []
+
+    def spy(setting, fit, tick, rounds):
+        before.append(fit.rmse)
+        return go_on(setting, fit, tick, rounds)
+
+    monkeypatch.setattr(fusion, "go_on", spy)
+    choice = fuse(prepared, 0, rig, joints=joints, tolerance=tolerance)
+    assert choice.taken.source != "network" and bool(before) == longer
+    assert not longer or choice.taken.fit.rmse < before[0]
+    assert choice.taken in choice.tried and len(choice.tried) == 3
+    assert any("instead of the tolerance" in warning for warning in choice.warnings) == (tolerance == 1e-4)
 
 
 def test_one_that_is_wrong_does_no_harm():

@@ -416,6 +416,21 @@ def linked(library):
     return thing
 
 
+def test_a_linked_object_has_its_cache_beside_its_own_file(tmp_path):
+    _, positions = cached(tmp_path)
+    bpy.ops.wm.save_as_mainfile(filepath=str(tmp_path / "library.blend"))
+    bpy.data.objects["Body"].modifiers["Cache"].filepath = "//Body.pc2"
+    bpy.ops.wm.save_mainfile()
+    bpy.ops.wm.read_homefile(use_empty=True, use_factory_startup=True)
+    (tmp_path / "shots").mkdir()
+    bpy.ops.wm.save_as_mainfile(filepath=str(tmp_path / "shots" / "shot.blend"))
+    thing = linked(str(tmp_path / "library.blend"))
+    close(read(thing), positions)
+    (tmp_path / "Body.pc2").unlink()
+    with pytest.raises(SprigError, match="the file of its modifier Cache is missing"):
+        read(thing)
+
+
 def test_linked_object(library):
     path, positions = library
     close(read(linked(path)), positions)

@@ -314,7 +314,8 @@ def test_a_linked_object_gets_a_local_copy(rig, source, tmp_path):
     bpy.context.scene.collection.objects.link(linked)
     written = write(rig, linked)
     mesh = written.meshes[0]
-    assert mesh.library is None and mesh.data.library is None and mesh.data.users == 1
+    assert mesh.is_editable and mesh.data.is_editable and mesh.data.users == 1
+    assert not linked.is_editable
     assert mesh.data.materials[0].name == "of library"
     assert linked.hide_get() and evaluated_rmse(bpy.context, written, replay(rig)).max() < 1e-3
 
